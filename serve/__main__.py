@@ -1,0 +1,161 @@
+"""The command line: ``llava-med`` and ``python -m serve``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+from serve.checkpoint.errors import CheckpointError
+from serve.settings import Settings, load
+
+USAGE_ERROR = 2
+
+app = typer.Typer(
+    name="llava-med",
+    help="Serve LLaVA-Med behind guardrails, on your own GPUs. Research software: its answers are "
+    "drafts for a clinician's review, never a diagnosis.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+console = Console()
+errors = Console(stderr=True)
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option("--config", help="YAML settings file; environment and options win over it."),
+]
+
+
+@app.command()
+def up(
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            help="Checkpoint folder: original LLaVA-Med (converted once, then kept) or converted. "
+            "Default: the embedded phantom model, which knows drawings only."
+        ),
+    ] = None,
+    config: ConfigOption = None,
+    host: Annotated[str | None, typer.Option(help="Default 127.0.0.1: this machine only.")] = None,
+    port: Annotated[int | None, typer.Option(help="Default 8000.")] = None,
+) -> None:
+    """Start the service on this machine and keep it until Ctrl-C."""
+    from serve import local
+
+    settings = _settings(config, model=model, host=host, port=port)
+    try:
+        local.up(settings, console)
+    except local.StartError as error:
+        _fail(str(error), code=1)
+
+
+@app.command()
+def down(port: Annotated[int, typer.Option(help="Port of the service to stop.")] = 8000) -> None:
+    """Stop the service on this machine and leave no process behind."""
+    from serve import local
+
+    ended = local.down(port)
+    console.print("stopped" + (f", {ended} processes ended by force" if ended else ""))
+
+
+@app.command()
+def check(
+    path: Annotated[Path, typer.Argument(help="A checkpoint folder or a Hub cache folder.")],
+    deep: Annotated[bool, typer.Option(help="Also hash every file against the manifest.")] = False,
+) -> None:
+    """Say what a checkpoint folder is and whether it will serve; exit code 0 if it will."""
+    from serve.checkpoint.inspect import inspect
+
+    report = inspect(path, deep=deep)
+    console.print(report.render(), highlight=False, markup=False)
+    raise typer.Exit(0 if report.will_serve else USAGE_ERROR)
+
+
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(help="Original LLaVA-Med checkpoint.")],
+    destination: Annotated[Path, typer.Argument(help="Folder to make. Must not exist.")],
+    vision_tower: Annotated[
+        str,
+        typer.Option(
+            help="auto: the checkpoint's own weights if it has them; checkpoint; or external: the "
+            "folder or cached model that mm_vision_tower names."
+        ),
+    ] = "auto",
+    dtype: Annotated[
+        str, typer.Option(help="source, bfloat16, float16 or float32.")
+    ] = "source",
+) -> None:
+    """Convert an original LLaVA-Med checkpoint to the layout that vLLM loads."""
+    from typing import get_args
+
+    from serve.checkpoint import convert as converter
+
+    if vision_tower not in get_args(converter.VisionTower):
+        _fail(f"--vision-tower is one of {', '.join(get_args(converter.VisionTower))}")
+    if dtype not in get_args(converter.Dtype):
+        _fail(f"--dtype is one of {', '.join(get_args(converter.Dtype))}")
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=console) as bar:
+        task = bar.add_task("converting", total=None)
+        try:
+            manifest = converter.convert(
+                source,
+                destination,
+                vision_tower=vision_tower,  # type: ignore[arg-type]  # checked above
+                dtype=dtype,  # type: ignore[arg-type]
+                progress=lambda done, total, what: bar.update(
+                    task, completed=done, total=total, description=what
+                ),
+            )
+        except CheckpointError as error:
+            bar.stop()
+            _fail(str(error))
+    console.print(f"{destination}: {len(manifest.files)} files", highlight=False)
+
+
+@app.command()
+def verify(
+    converted: Annotated[Path, typer.Argument(help="A converted checkpoint folder.")],
+    golden: Annotated[
+        Path, typer.Option(help="Folder with expected.json and its images, of the same checkpoint.")
+    ],
+) -> None:
+    """Compare a converted checkpoint in vLLM with what the authors' code computed from it."""
+    from serve.checkpoint.verify import verify as run
+
+    try:
+        verification = run(converted, golden)
+    except CheckpointError as error:
+        _fail(str(error))
+    console.print(verification.render(), highlight=False, markup=False)
+    raise typer.Exit(0 if verification.passed else 1)
+
+
+def _settings(config: Path | None, **command_line: object) -> Settings:
+    try:
+        return load(config, **command_line)
+    except FileNotFoundError as error:
+        _fail(str(error))
+    except ValidationError as error:
+        lines = [
+            f"  {'.'.join(map(str, problem['loc']))}: {problem['msg']}"
+            for problem in error.errors(include_input=False, include_url=False)
+        ]
+        _fail("settings:\n" + "\n".join(lines))
+
+
+def _fail(message: str, *, code: int = USAGE_ERROR) -> NoReturn:
+    errors.print(f"llava-med: {message}", style="red", highlight=False, markup=False)
+    raise typer.Exit(code)
+
+
+if __name__ == "__main__":
+    sys.exit(app())

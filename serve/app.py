@@ -1,0 +1,103 @@
+"""The Ray Serve application: one composition root, used by `llava-med up` and by RayService."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from ray import serve as ray_serve
+from ray.serve import Application
+from ray.serve.llm import LLMConfig, build_llm_deployment
+
+from serve.replica import LlavaMedServer
+from serve.settings import MODEL_ID, Settings
+
+APP_NAME = "llava-med"
+DEFAULT_CONTEXT = 4096
+
+# No phoning home, and nothing fetched: the checkpoint is a local folder.
+OFFLINE = {
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_DO_NOT_TRACK": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+
+
+def build_app(settings: Settings) -> Application:
+    """The guarded replica as Serve ingress; ``settings.model`` is a converted checkpoint folder.
+
+    Raises:
+        ValueError: no model folder, or no API key.
+    """
+    if settings.model is None:
+        raise ValueError("settings.model must name a converted checkpoint folder")
+    if settings.api_key is None:
+        raise ValueError("no API key: set LLAVA_MED_API_KEY")
+    return build_llm_deployment(
+        _llm_config(settings, settings.model),
+        deployment_cls=ray_serve.ingress()(LlavaMedServer),
+        bind_kwargs={"settings": settings},
+        name_prefix="",
+    )
+
+
+def _llm_config(settings: Settings, model: Path) -> LLMConfig:
+    on_cpu = _device(settings) == "cpu"
+    engine = settings.engine
+    engine_kwargs: dict[str, Any] = {
+        "max_model_len": engine.max_model_len or min(DEFAULT_CONTEXT, _model_context(model)),
+        "max_num_seqs": engine.max_num_seqs,
+        "dtype": engine.dtype,
+        "limit_mm_per_prompt": {"image": settings.limits.max_images},
+        "tensor_parallel_size": engine.tensor_parallel_size,
+        "enable_prefix_caching": True,
+        "generation_config": "vllm",  # sampling defaults are ours, see chat.py
+        "disable_log_stats": False,
+    }
+    if not on_cpu:
+        engine_kwargs["gpu_memory_utilization"] = engine.gpu_memory_utilization
+    env = {
+        **OFFLINE,
+        "VLLM_LOGGING_LEVEL": settings.log_level,
+        **({"VLLM_CPU_KVCACHE_SPACE": str(engine.cpu_kvcache_gib)} if on_cpu else {}),
+    }
+    return LLMConfig(
+        model_loading_config={"model_id": MODEL_ID, "model_source": str(model)},
+        **(
+            {
+                "accelerator_config": {"kind": "cpu"},
+                "placement_group_config": {"bundles": [{"CPU": 0.1}]},
+            }
+            if on_cpu
+            else {}
+        ),
+        deployment_config={
+            "num_replicas": settings.replicas,
+            "ray_actor_options": {"num_cpus": 0 if on_cpu else 1},
+            # The engine queues; this bounds what one replica holds at all.
+            "max_ongoing_requests": 4 * engine.max_num_seqs,
+        },
+        runtime_env={"env_vars": env},
+        engine_kwargs=engine_kwargs,
+        log_engine_metrics=False,  # the replica's own /metrics carries vLLM's names unchanged
+    )
+
+
+def _device(settings: Settings) -> str:
+    if settings.engine.device != "auto":
+        return settings.engine.device
+    if os.environ.get("VLLM_TARGET_DEVICE") == "cpu":
+        return "cpu"
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _model_context(model: Path) -> int:
+    config = json.loads((model / "config.json").read_text())
+    text = config.get("text_config", config)
+    return int(text.get("max_position_embeddings", DEFAULT_CONTEXT))

@@ -1,0 +1,160 @@
+"""The guarded replica: vLLM's engine in a Ray Serve deployment whose only HTTP app is our edge.
+
+One of two places that know vLLM (the other converts checkpoints). Clients never reach vLLM's own
+request parsing: a typed prompt goes in, typed steps come out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import TYPE_CHECKING, Any, cast
+
+from prometheus_client import REGISTRY, generate_latest
+from ray.serve.llm import LLMConfig
+from ray.serve.llm.deployment import LLMServer
+from starlette.types import ASGIApp
+from vllm.exceptions import GracefulHTTPError, VLLMClientError
+from vllm.renderers import ChatParams
+from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
+
+from serve.edge import build_edge, generate_one_token
+from serve.engine import Output, Prompt, Sampling, Step
+from serve.errors import BadRequest, ContextTooLong, Overloaded, Unavailable
+from serve.settings import Settings
+
+if TYPE_CHECKING:
+    from vllm.outputs import RequestOutput
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+
+class VllmEngine:
+    """serve.engine.Engine over vLLM's AsyncLLM in this process."""
+
+    def __init__(self, client: AsyncLLM) -> None:
+        self._client = client
+        self._max_model_len = client.model_config.max_model_len
+        # The checkpoint's own chat template; "openai" keeps images as parts of their message.
+        self._chat_params = ChatParams(chat_template_content_format="openai")
+
+    async def generate(
+        self, prompt: Prompt, sampling: Sampling, request_id: str
+    ) -> AsyncIterator[Step]:
+        """See serve.engine.Engine.generate."""
+        try:
+            engine_input = await self._render(prompt)
+            room = self._max_model_len - len(engine_input["prompt_token_ids"])
+            if room < 1:
+                raise self._too_long()
+            params = _params(sampling, max_tokens=min(sampling.max_tokens, room))
+            outputs = self._client.generate(engine_input, params, request_id)
+            try:
+                async for output in outputs:
+                    yield _step(output)
+            finally:
+                await cast("AsyncGenerator[RequestOutput, None]", outputs).aclose()
+        except GracefulHTTPError:
+            raise Overloaded("The engine's queue is full. Try again.") from None
+        except VLLMClientError as error:
+            if "longer than" in str(error) or "maximum" in str(error):
+                raise self._too_long() from None
+            raise BadRequest("The engine cannot serve this request.") from None
+        except (asyncio.CancelledError, GeneratorExit, BadRequest):
+            raise
+        except Exception as error:  # the engine's own failures, of whatever kind
+            raise Unavailable("The engine failed.") from error
+
+    async def _render(self, prompt: Prompt) -> Any:
+        """Chat template, tokenizer and image processor, off the event loop (vLLM's renderer)."""
+        messages = [
+            {
+                "role": turn.role,
+                "content": [
+                    *(
+                        {"type": "image_pil", "image_pil": image.pixels, "uuid": image.digest}
+                        for image in turn.images
+                    ),
+                    {"type": "text", "text": turn.text},
+                ],
+            }
+            for turn in prompt.turns
+        ]
+        _, (engine_input,) = await self._client.renderer.render_chat_async(
+            [cast("Any", messages)],
+            self._chat_params,
+            prompt_extras={"cache_salt": prompt.cache_salt},
+        )
+        return engine_input
+
+    def _too_long(self) -> ContextTooLong:
+        return ContextTooLong(
+            f"The prompt leaves no room for an answer in the model's context of "
+            f"{self._max_model_len} tokens. An image takes 576.",
+            param="messages",
+        )
+
+    async def check_health(self) -> None:
+        """See serve.engine.Engine.check_health."""
+        try:
+            await self._client.check_health()
+        except Exception as error:
+            raise Unavailable("The engine is dead; it is being restarted.") from error
+
+    def metrics(self) -> bytes:
+        """See serve.engine.Engine.metrics."""
+        return generate_latest(REGISTRY)
+
+
+def _params(sampling: Sampling, *, max_tokens: int) -> SamplingParams:
+    return SamplingParams(
+        n=sampling.n,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        frequency_penalty=sampling.frequency_penalty,
+        presence_penalty=sampling.presence_penalty,
+        seed=sampling.seed,
+        # An empty stop string ends every answer at once (LLaVA-Med's own issue 86): never sent.
+        stop=[text for text in sampling.stop if text],
+        max_tokens=max_tokens,
+        structured_outputs=(
+            StructuredOutputsParams(regex=sampling.grammar) if sampling.grammar else None
+        ),
+        output_kind=RequestOutputKind.DELTA if sampling.stream else RequestOutputKind.FINAL_ONLY,
+    )
+
+
+def _step(output: RequestOutput) -> Step:
+    return Step(
+        outputs=tuple(
+            Output(
+                index=choice.index,
+                text=choice.text,
+                tokens=len(choice.token_ids),
+                finish_reason=_finish_reason(choice.finish_reason),
+            )
+            for choice in output.outputs
+        ),
+        prompt_tokens=len(output.prompt_token_ids or ()),
+    )
+
+
+def _finish_reason(reason: str | None) -> Any:
+    match reason:
+        case None | "stop" | "length":
+            return reason
+        case _:  # abort, error: the answer is not whole and must not look so
+            raise Unavailable("The engine ended the answer early.")
+
+
+class LlavaMedServer(LLMServer):
+    """The deployment. Serve takes its HTTP app from ``__serve_build_asgi_app__``."""
+
+    async def __init__(self, llm_config: LLMConfig, *, settings: Settings) -> None:
+        self._settings = settings
+        await super().__init__(llm_config)
+
+    async def __serve_build_asgi_app__(self) -> ASGIApp:
+        """Our edge in place of vLLM's app; only after the engine has generated a token."""
+        engine = VllmEngine(self.engine._engine_client)
+        await generate_one_token(engine)
+        return build_edge(engine, self._settings)

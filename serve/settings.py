@@ -1,0 +1,137 @@
+"""One typed settings tree: YAML file, environment, command line, in that order of weight.
+
+Read once, at the edge, frozen after. Environment names are ``LLAVA_MED_`` plus the path, levels
+joined by two underscores: ``LLAVA_MED_LIMITS__MAX_IMAGES=4``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    YamlConfigSettingsSource,
+)
+
+MODEL_ID = "llava-med"
+
+
+class Limits(BaseModel):
+    """What one request may cost. Checked before the engine sees anything."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_body_bytes: int = Field(
+        default=32 << 20, gt=0, description="Size of a request body, in bytes."
+    )
+    max_images: int = Field(default=4, ge=0, description="Images in one request.")
+    max_image_pixels: int = Field(
+        default=50_000_000, gt=0, description="Pixels of one image, before it is decoded."
+    )
+    max_messages: int = Field(default=64, gt=0, description="Messages in one request.")
+    max_text_chars: int = Field(
+        default=32_768, gt=0, description="Characters of text in one request."
+    )
+    max_choices: int = Field(default=8, gt=0, description="Largest n.")
+    default_max_tokens: int = Field(
+        default=512, gt=0, description="Answer length where the client names none, in tokens."
+    )
+
+
+class Engine(BaseModel):
+    """How vLLM runs the model. Names are vLLM's own."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="auto: cuda where torch finds a GPU."
+    )
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
+        default="auto", description="Precision; auto follows the checkpoint."
+    )
+    max_model_len: int | None = Field(
+        default=None,
+        gt=0,
+        description="Prompt and answer, in tokens. Default: the smaller of 4096 and the "
+        "checkpoint's own; LLaVA-Med was trained at 2048.",
+    )
+    max_num_seqs: int = Field(default=64, gt=0, description="Sequences decoded together.")
+    gpu_memory_utilization: float = Field(
+        default=0.90, gt=0, le=1, description="Share of GPU memory for weights and KV cache."
+    )
+    cpu_kvcache_gib: int = Field(default=1, gt=0, description="KV cache on CPU, in GiB.")
+    tensor_parallel_size: int = Field(default=1, gt=0, description="GPUs that share one model.")
+
+
+class Settings(BaseSettings):
+    """Everything an operator can set."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="LLAVA_MED_",
+        env_nested_delimiter="__",
+        frozen=True,
+        extra="forbid",
+        hide_input_in_errors=True,  # an error must not print a key
+    )
+
+    model: Path | None = Field(
+        default=None,
+        description="Checkpoint folder, original or converted. Default: the embedded phantom "
+        "model, which knows drawings only.",
+    )
+    host: str = Field(default="127.0.0.1", description="Address to listen on.")
+    port: int = Field(default=8000, gt=0, lt=65536, description="Port of the API.")
+    replicas: int = Field(default=1, gt=0, description="Model replicas, one GPU each.")
+    state_dir: Path = Field(
+        default=Path.home() / ".llava-med",
+        description="Converted checkpoints, the generated API key, logs of the local service.",
+    )
+    api_key: SecretStr | None = Field(
+        default=None,
+        min_length=16,
+        description="The API key. Default: generated once into state_dir, readable by you only.",
+    )
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        default="WARNING", description="Level of Ray's and vLLM's own logs."
+    )
+    limits: Limits = Limits()
+    engine: Engine = Engine()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Command line over environment over file."""
+        return init_settings, env_settings, YamlConfigSettingsSource(settings_cls)
+
+
+def load(config: Path | None = None, **command_line: Any) -> Settings:
+    """Reads the settings.
+
+    Args:
+        config: a YAML file, or None for environment and command line alone.
+        command_line: values that win over the file and the environment; None means not given.
+
+    Raises:
+        FileNotFoundError: ``config`` does not exist.
+        pydantic.ValidationError: a value is wrong or a name unknown; the message names it.
+    """
+    given = {name: value for name, value in command_line.items() if value is not None}
+    if config is None:
+        return Settings(**given)
+    if not config.is_file():
+        raise FileNotFoundError(f"no settings file at {config}")
+
+    class FromFile(Settings):
+        model_config = SettingsConfigDict(yaml_file=config)
+
+    return FromFile(**given)
