@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Literal, NoReturn
 
 import typer
 from pydantic import ValidationError
@@ -83,25 +83,20 @@ def convert(
     source: Annotated[Path, typer.Argument(help="Original LLaVA-Med checkpoint.")],
     destination: Annotated[Path, typer.Argument(help="Folder to make. Must not exist.")],
     vision_tower: Annotated[
-        str,
+        Literal["auto", "checkpoint", "external"],
         typer.Option(
             help="auto: the checkpoint's own weights if it has them; checkpoint; or external: the "
             "folder or cached model that mm_vision_tower names."
         ),
     ] = "auto",
     dtype: Annotated[
-        str, typer.Option(help="source, bfloat16, float16 or float32.")
+        Literal["source", "bfloat16", "float16", "float32"],
+        typer.Option(help="Precision of the weights; source keeps the checkpoint's own."),
     ] = "source",
 ) -> None:
     """Convert an original LLaVA-Med checkpoint to the layout that vLLM loads."""
-    from typing import get_args
-
     from serve.checkpoint import convert as converter
 
-    if vision_tower not in get_args(converter.VisionTower):
-        _fail(f"--vision-tower is one of {', '.join(get_args(converter.VisionTower))}")
-    if dtype not in get_args(converter.Dtype):
-        _fail(f"--dtype is one of {', '.join(get_args(converter.Dtype))}")
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
     with Progress(*columns, TimeRemainingColumn(), console=console) as bar:
         task = bar.add_task("converting", total=None)
@@ -109,8 +104,8 @@ def convert(
             manifest = converter.convert(
                 source,
                 destination,
-                vision_tower=vision_tower,  # type: ignore[arg-type]  # checked above
-                dtype=dtype,  # type: ignore[arg-type]
+                vision_tower=vision_tower,
+                dtype=dtype,
                 progress=lambda done, total, what: bar.update(
                     task, completed=done, total=total, description=what
                 ),

@@ -11,20 +11,11 @@ from ray import serve as ray_serve
 from ray.serve import Application
 from ray.serve.llm import LLMConfig, build_llm_deployment
 
-from serve.replica import LlavaMedServer
-from serve.settings import MODEL_ID, Settings
+from serve.replica import LlavaMedServer, NothingToDownload
+from serve.settings import MODEL_ID, OFFLINE, Settings
 
 APP_NAME = "llava-med"
 DEFAULT_CONTEXT = 4096
-
-# No phoning home, and nothing fetched: the checkpoint is a local folder.
-OFFLINE = {
-    "HF_HUB_OFFLINE": "1",
-    "TRANSFORMERS_OFFLINE": "1",
-    "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_DO_NOT_TRACK": "1",
-    "RAY_USAGE_STATS_ENABLED": "0",
-}
 
 
 def build_app(settings: Settings) -> Application:
@@ -81,6 +72,7 @@ def _llm_config(settings: Settings, model: Path) -> LLMConfig:
             # The engine queues; this bounds what one replica holds at all.
             "max_ongoing_requests": 4 * engine.max_num_seqs,
         },
+        callback_config={"callback_class": NothingToDownload},
         runtime_env={"env_vars": env},
         engine_kwargs=engine_kwargs,
         log_engine_metrics=False,  # the replica's own /metrics carries vLLM's names unchanged

@@ -38,6 +38,8 @@ from serve.protocol import parse_request
 from serve.settings import MODEL_ID, Settings
 
 OPEN_ROUTES = frozenset({"/health", "/ready"})
+# Ray Serve answers with an x-request-id of its own, which a client may choose; this one is ours.
+REQUEST_ID_HEADER = b"llava-med-request-id"
 READY_TTL_S = 5.0
 READY_TIMEOUT_S = 30.0
 logger = logging.getLogger("llava_med")
@@ -88,7 +90,11 @@ def build_edge(engine: Engine, settings: Settings) -> ASGIApp:
             Route("/health", health, methods=["GET"]),
             Route("/ready", ready, methods=["GET"]),
         ],
-        exception_handlers={ApiError: _on_api_error, HTTPException: _on_http_exception},
+        exception_handlers={
+            ApiError: _on_api_error,
+            HTTPException: _on_http_exception,
+            Exception: _on_api_error,
+        },
     )
     app.router.redirect_slashes = False
     return Guarded(app, api_key=settings.api_key.get_secret_value())
@@ -118,7 +124,7 @@ class Guarded:
                 started = True
                 message["headers"] = [
                     *message.get("headers", ()),
-                    (b"x-request-id", request_id.encode()),
+                    (REQUEST_ID_HEADER, request_id.encode()),
                 ]
             await send(message)
 
@@ -251,7 +257,7 @@ async def _read_body(scope: Scope, receive: Receive, *, limit: int) -> bytes:
 
 async def _until_disconnect(receive: Receive, respond: Callable[[], Awaitable[None]]) -> None:
     """Runs ``respond``; a client that hangs up cancels it, and with it the engine's request."""
-    failure: ApiError | None = None
+    failure: Exception | None = None
     async with anyio.create_task_group() as tasks:
 
         async def watch() -> None:
@@ -262,7 +268,7 @@ async def _until_disconnect(receive: Receive, respond: Callable[[], Awaitable[No
         tasks.start_soon(watch)
         try:
             await respond()
-        except ApiError as error:  # kept out of the task group, which would wrap it
+        except Exception as error:  # kept out of the task group, which would wrap it
             failure = error
         tasks.cancel_scope.cancel()
     if failure is not None:

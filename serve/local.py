@@ -5,6 +5,7 @@ On Kubernetes KubeRay does this instead; the application (serve/app.py) is the s
 
 from __future__ import annotations
 
+import importlib
 import os
 import secrets
 import shutil
@@ -24,7 +25,7 @@ from rich.console import Console
 from serve import loopback, processes
 from serve.checkpoint.convert import ensure_converted
 from serve.phantom import weights_dir
-from serve.settings import MODEL_ID, Settings
+from serve.settings import MODEL_ID, OFFLINE, Settings
 
 READY_TIMEOUT_S = 600.0
 STOP_TIMEOUT_S = 30.0
@@ -129,23 +130,25 @@ def _start_ray(settings: Settings, directory: Path) -> None:
         RAY_SERVE_ENABLE_HA_PROXY="1",
         RAY_SERVE_THROUGHPUT_OPTIMIZED="1",
         RAY_SERVE_HAPROXY_CONFIG_FILE_LOC=str(directory / "haproxy.cfg"),
-        RAY_SERVE_HAPROXY_SOCKET_PATH=str(directory / "haproxy.sock"),
-        RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH=str(directory / "haproxy-metrics.sock"),
+        RAY_SERVE_HAPROXY_SOCKET_PATH=str(directory / "admin.sock"),
+        # Off: it has HAProxy log every request to a Ray actor; the replica counts for itself.
+        RAY_SERVE_HAPROXY_METRICS_ENABLED="0",
         RAY_SERVE_HAPROXY_SERVER_STATE_BASE=str(directory),
         RAY_SERVE_HAPROXY_SERVER_STATE_FILE=str(directory / "haproxy-state"),
         RAY_SERVE_HAPROXY_BINARY_PATH=str(loopback.HAPROXY),
         LLAVA_MED_HAPROXY=_haproxy_binary(),
         RAY_SERVE_HAPROXY_NBTHREAD="2",
         RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S="1",
+        RAY_AUTH_MODE="token",
         RAY_AUTH_TOKEN_PATH=str(_ray_token(directory)),
-        RAY_USAGE_STATS_ENABLED="0",
         RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0",
+        **OFFLINE,
     )
-    from serve.app import OFFLINE
-
-    os.environ.update(OFFLINE)
     import ray
     from ray import serve as ray_serve
+
+    # vLLM takes ten seconds to import: beside Ray's start, which waits on other processes.
+    threading.Thread(target=importlib.import_module, args=("serve.app",), daemon=True).start()
 
     if loopback.is_loopback(settings.host):
         loopback.pin_node_address()

@@ -137,11 +137,13 @@ def parse_request(body: bytes) -> ChatCompletionRequest:
     try:
         return ChatCompletionRequest.model_validate_json(body)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        details = error.errors(include_url=False, include_input=False, include_context=False)
+        # Of a union's branches, the one that got furthest is the one that was meant.
+        first = max(details, key=lambda detail: len(detail["loc"]))
         kind = first["type"]
         if kind == "json_invalid":
             raise BadRequest("The request body is not valid JSON.", code="invalid_json") from None
-        param = _param(first["loc"])
+        param = _param(first["loc"], unknown=kind == "extra_forbidden")
         if kind == "extra_forbidden":
             raise BadRequest(
                 "The request has a field that this service does not support. "
@@ -174,16 +176,20 @@ _KNOWN_NAMES = frozenset(
 )
 
 
-def _param(location: tuple[int | str, ...]) -> str | None:
+def _param(location: tuple[int | str, ...], *, unknown: bool) -> str | None:
     """The path of a field as clients know it: without the names of pydantic's union branches.
 
-    The last name may be the client's own (an unknown field). It is repeated only when it is a plain
-    identifier, so that no text of the client comes back through an error.
+    An unknown field's name is the client's own. It is repeated only when it is a plain identifier,
+    so that no text of the client comes back through an error.
     """
-    path = [str(part) for part in location if isinstance(part, int) or part in _KNOWN_NAMES]
-    last = location[-1] if location else None
-    if isinstance(last, str) and last not in _KNOWN_NAMES and _is_plain(last):
-        path.append(last)
+    path: list[str] = []
+    for before, part in zip((None, *location), location, strict=False):
+        # Behind an index pydantic names the branch of a discriminated union ("user", "text").
+        if isinstance(part, int) or (part in _KNOWN_NAMES and not isinstance(before, int)):
+            path.append(str(part))
+    name = location[-1] if location else None
+    if unknown and isinstance(name, str) and _is_plain(name) and path[-1:] != [name]:
+        path.append(name)
     return ".".join(path) or None
 
 

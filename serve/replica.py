@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from typing import TYPE_CHECKING, Any, cast
 
 from prometheus_client import REGISTRY, generate_latest
+from ray.llm._internal.common.callbacks.base import CallbackBase
 from ray.serve.llm import LLMConfig
 from ray.serve.llm.deployment import LLMServer
 from starlette.types import ASGIApp
@@ -18,6 +19,7 @@ from vllm.exceptions import GracefulHTTPError, VLLMClientError
 from vllm.renderers import ChatParams
 from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
 
+from serve import loopback
 from serve.edge import build_edge, generate_one_token
 from serve.engine import Output, Prompt, Sampling, Step
 from serve.errors import BadRequest, ContextTooLong, Overloaded, Unavailable
@@ -146,11 +148,21 @@ def _finish_reason(reason: str | None) -> Any:
             raise Unavailable("The engine ended the answer early.")
 
 
+class NothingToDownload(CallbackBase):
+    """The checkpoint is a local folder: skips Ray's download tasks, each a process with vLLM."""
+
+    async def on_before_node_init(self) -> None:
+        """Called by Ray before it would start them."""
+        self.ctx.run_init_node = False
+
+
 class LlavaMedServer(LLMServer):
     """The deployment. Serve takes its HTTP app from ``__serve_build_asgi_app__``."""
 
     async def __init__(self, llm_config: LLMConfig, *, settings: Settings) -> None:
         self._settings = settings
+        if loopback.is_loopback(settings.host):
+            loopback.pin_replica_grpc()
         await super().__init__(llm_config)
 
     async def __serve_build_asgi_app__(self) -> ASGIApp:

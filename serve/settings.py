@@ -19,6 +19,15 @@ from pydantic_settings import (
 
 MODEL_ID = "llava-med"
 
+# Environment of every process: no phoning home, nothing fetched (the checkpoint is a folder).
+OFFLINE = {
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_DO_NOT_TRACK": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+
 
 class Limits(BaseModel):
     """What one request may cost. Checked before the engine sees anything."""

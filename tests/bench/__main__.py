@@ -1,0 +1,245 @@
+"""``make bench``: this service beside bare vLLM, same model, same requests, in one run.
+
+Both servers run at once; rounds alternate between them, so that whatever else the machine does
+falls on both. Bare vLLM is its own API server with the preamble as a system message, so that both
+engines see the same prompt and, decoding greedily, write the same tokens. Prints a table; its last
+line is one JSON object.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import secrets
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import psutil
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from guardrails.templates import PREAMBLE
+from serve import processes
+from serve.checkpoint.convert import ensure_converted
+from serve.local import run_dir
+from serve.phantom import weights_dir
+from serve.phantom.draw import Phantom, draw
+from serve.settings import OFFLINE
+from tests.e2e.images import data_url
+from tests.running import free_port, start, wait_ready
+
+CLIENTS = (1, 8)
+ROUNDS = 5
+REQUESTS = {1: 40, 8: 120}  # a round, by number of clients
+QUESTION = "Describe the key findings."
+MAX_TOKENS = 32
+console = Console()
+
+
+@dataclass(frozen=True)
+class Server:
+    name: str
+    url: str
+    headers: dict[str, str]
+    body: dict[str, Any]
+
+
+@dataclass
+class Round:
+    """What one round measured; times in seconds."""
+
+    requests_per_s: float
+    ttft: list[float] = field(default_factory=list)
+    gaps: list[float] = field(default_factory=list)
+    latency: list[float] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+
+
+async def _one(session: aiohttp.ClientSession, server: Server, image: str, out: Round) -> None:
+    messages = [*server.body["messages"], {"role": "user", "content": [
+        {"type": "image_url", "image_url": {"url": image}}, {"type": "text", "text": QUESTION}]}]  # fmt: skip
+    body = server.body | {"messages": messages}
+    begun = last = time.perf_counter()
+    text: list[str] = []
+    async with session.post(
+        f"{server.url}/v1/chat/completions", json=body, headers=server.headers
+    ) as response:
+        response.raise_for_status()
+        async for line in response.content:
+            if not line.startswith(b"data: {"):
+                continue
+            choices = json.loads(line[6:])["choices"]
+            if not choices or not (content := choices[0]["delta"].get("content")):
+                continue
+            now = time.perf_counter()
+            (out.gaps if text else out.ttft).append(now - (last if text else begun))
+            last = now
+            text.append(content)
+    out.latency.append(time.perf_counter() - begun)
+    out.texts.append("".join(text))
+
+
+async def _round(server: Server, images: list[str], clients: int) -> Round:
+    out = Round(0)
+    queue = [images[number % len(images)] for number in range(REQUESTS[clients])]
+    async with aiohttp.ClientSession() as session:
+
+        async def client() -> None:
+            while queue:
+                await _one(session, server, queue.pop(), out)
+
+        begun = time.perf_counter()
+        await asyncio.gather(*(client() for _ in range(clients)))
+        out.requests_per_s = len(out.latency) / (time.perf_counter() - begun)
+    return out
+
+
+def _ms(seconds: list[float], quantile: float = 0.5) -> float:
+    ordered = sorted(seconds)
+    return 1000 * ordered[min(len(ordered) - 1, int(quantile * len(ordered)))]
+
+
+def _summary(rounds: list[Round]) -> dict[str, float]:
+    ttft = [value for one in rounds for value in one.ttft]
+    rates = [one.requests_per_s for one in rounds]
+    return {
+        "requests_per_s": statistics.median(rates),
+        "requests_per_s_min": min(rates),
+        "requests_per_s_max": max(rates),
+        "ttft_ms_p50": _ms(ttft),
+        "ttft_ms_p95": _ms(ttft, 0.95),
+        "inter_token_ms_p50": _ms([value for one in rounds for value in one.gaps]),
+        "latency_ms_p50": _ms([value for one in rounds for value in one.latency]),
+    }
+
+
+def _start_bare(model: Path, port: int, log: Path) -> subprocess.Popen[bytes]:
+    arguments = {
+        "--model": model, "--served-model-name": "llava-med", "--host": "127.0.0.1",
+        "--port": port, "--max-model-len": 4096, "--max-num-seqs": 64,
+        "--limit-mm-per-prompt": '{"image": 4}', "--generation-config": "vllm",
+        "--uvicorn-log-level": "warning",
+    }  # fmt: skip
+    with log.open("wb") as output:
+        return subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "vllm.entrypoints.openai.api_server",
+                *(str(word) for pair in arguments.items() for word in pair),
+            ],  # fmt: skip
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=os.environ
+            | OFFLINE
+            | {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "WARNING"},
+        )
+
+
+def _memory_mib(pids: list[psutil.Process]) -> float:
+    """Proportional set size: shared pages are counted once."""
+    total = 0
+    for process in pids:
+        try:
+            total += process.memory_full_info().pss
+        except psutil.Error:
+            continue
+    return total / (1 << 20)
+
+
+def main() -> None:
+    folder = Path(tempfile.mkdtemp(prefix="llava-med-bench-"))
+    model = ensure_converted(weights_dir(), Path.home() / ".llava-med" / "checkpoints")
+    key, port, bare_port = secrets.token_urlsafe(24), free_port(), free_port()
+    common = {"model": "llava-med", "max_tokens": MAX_TOKENS, "temperature": 0, "stream": True}
+    bare_server = Server(
+        "bare vLLM",
+        f"http://127.0.0.1:{bare_port}",
+        {},
+        common | {"messages": [{"role": "system", "content": PREAMBLE}]},
+    )
+    our_server = Server(
+        "this service",
+        f"http://127.0.0.1:{port}",
+        {"Authorization": f"Bearer {key}"},
+        common | {"messages": [], "metadata": {"template": "free"}},
+    )
+    images = [data_url(draw(Phantom(), seed=seed).resize((512, 512)), "JPEG") for seed in range(16)]
+    console.print("starting both servers")
+    bare = _start_bare(model, bare_port, folder / "bare.log")
+    ours = start(port, folder / "ours.log", LLAVA_MED_API_KEY=key, LLAVA_MED_MODEL=str(model))
+    try:
+        wait_ready(f"{our_server.url}/ready", ours, folder / "ours.log")
+        wait_ready(f"{bare_server.url}/health", bare, folder / "bare.log")
+        report = asyncio.run(_measure((bare_server, our_server), images))
+        report["memory_mib"] = {
+            bare_server.name: _memory_mib(
+                [psutil.Process(bare.pid), *psutil.Process(bare.pid).children(recursive=True)]
+            ),
+            our_server.name: _memory_mib(
+                [psutil.Process(ours.pid), *processes.ours(run_dir(port))]
+            ),
+        }
+    finally:
+        for process in (ours, bare):
+            process.send_signal(signal.SIGINT)
+        for process in (ours, bare):
+            process.wait(60)
+    _print(report)
+
+
+async def _measure(servers: tuple[Server, Server], images: list[str]) -> dict[str, Any]:
+    report: dict[str, Any] = {"cpus": os.cpu_count(), "model": "phantom", "clients": {}}
+    for clients in CLIENTS:
+        rounds: dict[str, list[Round]] = {server.name: [] for server in servers}
+        for server in servers:  # warm-up: caches, connections, compiled shapes
+            await _round(server, images, clients)
+        for number in track(range(ROUNDS), f"{clients} clients", console=console):
+            # Who goes first changes every round.
+            for server in servers if number % 2 else servers[::-1]:
+                rounds[server.name].append(await _round(server, images, clients))
+        bare, ours = (_summary(rounds[server.name]) for server in servers)
+        texts = [rounds[server.name][0].texts for server in servers]
+        report["clients"][clients] = {
+            servers[0].name: bare,
+            servers[1].name: ours,
+            "requests_per_s_of_bare": ours["requests_per_s"] / bare["requests_per_s"],
+            "ttft_p50_of_bare": ours["ttft_ms_p50"] / bare["ttft_ms_p50"],
+            "inter_token_p50_of_bare": ours["inter_token_ms_p50"] / bare["inter_token_ms_p50"],
+            "same_text": all(
+                any(mine.startswith(theirs.strip()) for theirs in texts[0]) for mine in texts[1]
+            ),
+        }
+    return report
+
+
+def _print(report: dict[str, Any]) -> None:
+    table = Table("clients", "server", "requests/s", "TTFT p50 ms", "p95 ms", "inter-token p50 ms")
+    for clients, rows in report["clients"].items():
+        for name, row in rows.items():
+            if isinstance(row, dict):
+                table.add_row(
+                    str(clients),
+                    name,
+                    f"{row['requests_per_s']:.1f} ({row['requests_per_s_min']:.1f}"
+                    f" to {row['requests_per_s_max']:.1f})",
+                    f"{row['ttft_ms_p50']:.1f}",
+                    f"{row['ttft_ms_p95']:.1f}",
+                    f"{row['inter_token_ms_p50']:.2f}",
+                )
+    console.print(table)
+    print(json.dumps(report))  # noqa: T201  # the last line, for programs
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""What the engine does for us, read from its own counters."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+
+from serve.phantom.draw import Phantom, draw
+from tests.e2e.conftest import Stack
+from tests.e2e.images import ask
+
+HITS = "vllm:prefix_cache_hits_total"
+QUERIES = "vllm:prefix_cache_queries_total"
+
+
+def test_the_same_image_asked_again_hits_the_prefix_cache(stack: Stack) -> None:
+    image = draw(Phantom(pneumothorax="left"), seed=11)
+    client = stack.openai()
+
+    def ask_once(question: str) -> float:
+        before = stack.metric(HITS)
+        client.chat.completions.create(model="llava-med", messages=ask(question, image))
+        return stack.metric(HITS) - before
+
+    first = ask_once("Is there a pneumothorax?")
+    second = ask_once("Where is the pneumothorax?")
+    assert first < 64
+    # Image and preamble come first in the prompt: all of the image's 576 tokens are reused.
+    assert second >= 576
+
+
+def _running(stack: Stack) -> float:
+    return stack.metric("vllm:num_requests_running")
+
+
+def _await(condition: object, timeout_s: float = 10) -> bool:
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        if condition():  # type: ignore[operator]
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_a_client_that_hangs_up_ends_its_generation(stack: Stack) -> None:
+    request = {
+        "model": "llava-med",
+        # No end in sight: a high temperature wanders, and 3000 tokens take many seconds.
+        "messages": ask("Describe the key findings."),
+        "max_tokens": 3000,
+        "temperature": 2.0,
+        "n": 8,
+    }
+    for stream in (True, False):
+        aborted = stack.metric("vllm:request_success_total")
+        with stack.http() as client:
+            try:
+                with client.stream(
+                    "POST",
+                    "/v1/chat/completions",
+                    json=request | {"stream": stream},
+                    timeout=httpx.Timeout(60, read=None if stream else 0.7),
+                ) as response:
+                    for _ in response.iter_lines():
+                        assert _await(lambda: _running(stack) > 0)
+                        break
+            except httpx.ReadTimeout:
+                assert not stream
+        assert _await(lambda: _running(stack) == 0), f"still generating, stream={stream}"
+        assert stack.metric("vllm:request_success_total") >= aborted
+
+
+def test_many_at_once_are_all_answered(stack: Stack) -> None:
+    images = [draw(Phantom(), seed=seed) for seed in range(4)]
+    client = stack.openai()
+
+    def one(number: int) -> str:
+        answer = client.chat.completions.create(
+            model="llava-med",
+            messages=ask("Is there a pneumothorax?", images[number % len(images)]),
+        )
+        return answer.id
+
+    with ThreadPoolExecutor(16) as pool:
+        ids = list(pool.map(one, range(64)))
+    assert len(set(ids)) == 64
