@@ -1,0 +1,1 @@
+"""The application: Ray Serve and vLLM behind the guarded edge."""

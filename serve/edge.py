@@ -10,7 +10,7 @@ import hmac
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from hashlib import sha256
 
@@ -22,9 +22,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from guardrails.templates import PREAMBLE
 from serve import chat
-from serve.engine import Engine, Prompt, Sampling, Turn
+from serve.engine import Engine
 from serve.errors import (
     ApiError,
     InternalError,
@@ -32,16 +31,15 @@ from serve.errors import (
     NotFound,
     TooLarge,
     Unauthorized,
-    Unavailable,
 )
+from serve.plan import make_plan
 from serve.protocol import parse_request
+from serve.readiness import Readiness
 from serve.settings import MODEL_ID, Settings
 
 OPEN_ROUTES = frozenset({"/health", "/ready"})
 # Ray Serve answers with an x-request-id of its own, which a client may choose; this one is ours.
 REQUEST_ID_HEADER = b"llava-med-request-id"
-READY_TTL_S = 5.0
-READY_TIMEOUT_S = 30.0
 logger = logging.getLogger("llava_med")
 
 
@@ -108,6 +106,7 @@ class Guarded:
         self._digest = sha256(api_key.encode()).digest()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
@@ -163,12 +162,13 @@ class ChatCompletions:
         self._limits = settings.limits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
         body = await _read_body(scope, receive, limit=self._limits.max_body_bytes)
         await _until_disconnect(receive, lambda: self._respond(body, scope, send))
 
     async def _respond(self, body: bytes, scope: Scope, send: Send) -> None:
         request = parse_request(body)
-        plan = await chat.plan(
+        plan = await make_plan(
             request,
             principal=scope["state"]["principal"],
             limits=self._limits,
@@ -178,57 +178,6 @@ class ChatCompletions:
             await _send_events(chat.stream(plan, self._engine), send)
         else:
             await _send(send, await chat.complete(plan, self._engine))
-
-
-class Readiness:
-    """Ready means: a token was generated just now. A live engine can hang (CVE-2026-114051)."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self._lock = asyncio.Lock()
-        self._proven_at = float("-inf")
-
-    async def check(self) -> None:
-        """Generates one token, at most every READY_TTL_S seconds.
-
-        Raises:
-            Unavailable: no token within READY_TIMEOUT_S.
-        """
-        async with self._lock:
-            if time.monotonic() - self._proven_at < READY_TTL_S:
-                return
-            try:
-                async with asyncio.timeout(READY_TIMEOUT_S):
-                    await generate_one_token(self._engine)
-            except TimeoutError:
-                raise Unavailable("The engine generates no tokens.") from None
-            self._proven_at = time.monotonic()
-
-
-async def generate_one_token(engine: Engine) -> None:
-    """Proves that the engine answers.
-
-    Raises:
-        Unavailable: it does not.
-    """
-    prompt = Prompt((Turn("system", PREAMBLE), Turn("user", "Ready?")), cache_salt="ready")
-    sampling = Sampling(
-        max_tokens=1,
-        temperature=0,
-        top_p=1,
-        frequency_penalty=0,
-        presence_penalty=0,
-        n=1,
-        seed=None,
-        stop=(),
-        grammar=None,
-        stream=False,
-    )
-    tokens = 0
-    async for step in engine.generate(prompt, sampling, f"ready-{uuid.uuid4().hex}"):
-        tokens += sum(output.tokens for output in step.outputs)
-    if tokens == 0:
-        raise Unavailable("The engine generates no tokens.")
 
 
 async def _read_body(scope: Scope, receive: Receive, *, limit: int) -> bytes:
@@ -281,9 +230,9 @@ async def _send(send: Send, body: bytes) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
-async def _send_events(events: AsyncIterator[bytes], send: Send) -> None:
+async def _send_events(events: AsyncGenerator[bytes, None], send: Send) -> None:
     started = False
-    async with aclosing(events):  # type: ignore[type-var]  # every generator has aclose
+    async with aclosing(events):
         async for event in events:
             if not started:
                 headers = [
@@ -293,7 +242,8 @@ async def _send_events(events: AsyncIterator[bytes], send: Send) -> None:
                 ]
                 await send({"type": "http.response.start", "status": 200, "headers": headers})
                 started = True
-            await send({"type": "http.response.body", "body": event, "more_body": True})
+            if event:
+                await send({"type": "http.response.body", "body": event, "more_body": True})
     await send({"type": "http.response.body", "body": b""})
 
 

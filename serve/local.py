@@ -23,7 +23,7 @@ from pydantic import SecretStr
 from rich.console import Console
 
 from serve import loopback, processes
-from serve.checkpoint.convert import ensure_converted
+from serve.checkpoint.cache import ensure_converted
 from serve.phantom import weights_dir
 from serve.settings import MODEL_ID, OFFLINE, Settings
 
@@ -210,7 +210,7 @@ def _wait_ready(settings: Settings, stop: threading.Event) -> None:
     deadline = time.monotonic() + READY_TIMEOUT_S
     while not stop.is_set():
         try:
-            with urllib.request.urlopen(f"{base_url(settings)}/ready", timeout=60):
+            with urllib.request.urlopen(f"{base_url(settings)}/ready", timeout=60):  # noqa: S310
                 return
         except (urllib.error.URLError, OSError):
             if time.monotonic() > deadline:
@@ -220,7 +220,8 @@ def _wait_ready(settings: Settings, stop: threading.Event) -> None:
 
 def base_url(settings: Settings) -> str:
     """Where a client on this machine reaches the service."""
-    host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host
+    anywhere = ("0.0.0.0", "::")  # noqa: S104  # compared with, not bound
+    host = "127.0.0.1" if settings.host in anywhere else settings.host
     return f"http://[{host}]:{settings.port}" if ":" in host else f"http://{host}:{settings.port}"
 
 

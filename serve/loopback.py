@@ -5,7 +5,8 @@ Ray has settings for some of its listeners and none for three. Read in Ray 2.60:
 - ``ray.init(_node_ip_address="127.0.0.1")`` is resolved to the machine's outside address
   (``services.resolve_ip_for_localhost``). Left alone, 127.0.0.1 makes every gRPC server of Ray's
   core listen on localhost only.
-- a Serve replica opens an inter-deployment gRPC port on ``[::]`` (``replica.py``). It takes pickles.
+- a Serve replica opens an inter-deployment gRPC port on ``[::]`` (``replica.py``): it takes
+  pickles.
 - HAProxy's statistics and metrics listen on every interface: see ``haproxy.sh``.
 
 On Kubernetes none of this applies: pods must reach each other, and NetworkPolicy closes the rest.

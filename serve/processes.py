@@ -8,7 +8,6 @@ started with a path in, our run folder.
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import socket
 import time
@@ -37,7 +36,7 @@ def _belongs(pid: int, marker: bytes) -> bool:
         if marker in (proc / "cmdline").read_bytes():
             return True
         return any(
-            os.readlink(proc / "fd" / descriptor).encode().startswith(marker)
+            str((proc / "fd" / descriptor).readlink()).encode().startswith(marker)
             for descriptor in ("1", "2")
         )
     except OSError:  # gone, or another user's

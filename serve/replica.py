@@ -7,7 +7,8 @@ request parsing: a typed prompt goes in, typed steps come out.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, cast
 
 from prometheus_client import REGISTRY, generate_latest
@@ -20,9 +21,10 @@ from vllm.renderers import ChatParams
 from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
 
 from serve import loopback
-from serve.edge import build_edge, generate_one_token
+from serve.edge import build_edge
 from serve.engine import Output, Prompt, Sampling, Step
 from serve.errors import BadRequest, ContextTooLong, Overloaded, Unavailable
+from serve.readiness import generate_one_token
 from serve.settings import Settings
 
 if TYPE_CHECKING:
@@ -41,20 +43,15 @@ class VllmEngine:
 
     async def generate(
         self, prompt: Prompt, sampling: Sampling, request_id: str
-    ) -> AsyncIterator[Step]:
+    ) -> AsyncGenerator[Step, None]:
         """See serve.engine.Engine.generate."""
         try:
             engine_input = await self._render(prompt)
-            room = self._max_model_len - len(engine_input["prompt_token_ids"])
-            if room < 1:
-                raise self._too_long()
+            room = self._room(len(engine_input["prompt_token_ids"]))
             params = _params(sampling, max_tokens=min(sampling.max_tokens, room))
-            outputs = self._client.generate(engine_input, params, request_id)
-            try:
+            async with aclosing(self._client.generate(engine_input, params, request_id)) as outputs:
                 async for output in outputs:
                     yield _step(output)
-            finally:
-                await cast("AsyncGenerator[RequestOutput, None]", outputs).aclose()
         except GracefulHTTPError:
             raise Overloaded("The engine's queue is full. Try again.") from None
         except VLLMClientError as error:
@@ -87,6 +84,11 @@ class VllmEngine:
             prompt_extras={"cache_salt": prompt.cache_salt},
         )
         return engine_input
+
+    def _room(self, prompt_tokens: int) -> int:
+        if prompt_tokens >= self._max_model_len:
+            raise self._too_long()
+        return self._max_model_len - prompt_tokens
 
     def _too_long(self) -> ContextTooLong:
         return ContextTooLong(
@@ -148,7 +150,7 @@ def _finish_reason(reason: str | None) -> Any:
             raise Unavailable("The engine ended the answer early.")
 
 
-class NothingToDownload(CallbackBase):
+class NothingToDownload(CallbackBase):  # type: ignore[misc]  # Ray has no types
     """The checkpoint is a local folder: skips Ray's download tasks, each a process with vLLM."""
 
     async def on_before_node_init(self) -> None:
@@ -156,10 +158,12 @@ class NothingToDownload(CallbackBase):
         self.ctx.run_init_node = False
 
 
-class LlavaMedServer(LLMServer):
+class LlavaMedServer(LLMServer):  # type: ignore[misc]
     """The deployment. Serve takes its HTTP app from ``__serve_build_asgi_app__``."""
 
-    async def __init__(self, llm_config: LLMConfig, *, settings: Settings) -> None:
+    async def __init__(  # type: ignore[misc]  # Ray awaits a deployment's constructor
+        self, llm_config: LLMConfig, *, settings: Settings
+    ) -> None:
         self._settings = settings
         if loopback.is_loopback(settings.host):
             loopback.pin_replica_grpc()
@@ -167,6 +171,6 @@ class LlavaMedServer(LLMServer):
 
     async def __serve_build_asgi_app__(self) -> ASGIApp:
         """Our edge in place of vLLM's app; only after the engine has generated a token."""
-        engine = VllmEngine(self.engine._engine_client)
+        engine = VllmEngine(self.engine._engine_client)  # noqa: SLF001  # Ray offers no other way to it
         await generate_one_token(engine)
         return build_edge(engine, self._settings)

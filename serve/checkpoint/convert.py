@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from serve.checkpoint.errors import CheckpointError, DestinationInUse, VocabularyMismatch
+from serve.checkpoint.errors import CheckpointError, DestinationInUse
 from serve.checkpoint.heads import HeadWidth
 from serve.checkpoint.keys import VISION, external_key, is_buffer
 from serve.checkpoint.layout import (
@@ -37,12 +37,7 @@ from serve.checkpoint.recast import Recast, Rows, TargetType, torch_name
 from serve.checkpoint.source import Source, open_source, resolve_folder
 from serve.checkpoint.template import CHAT_TEMPLATE
 from serve.checkpoint.tensors import DType, Shard, Tensor, read_chunks
-from serve.checkpoint.tokenizer import (
-    Vocabulary,
-    read_vocabulary,
-    tokenizer_config,
-    tokenizer_json,
-)
+from serve.checkpoint.tokenizer import read_vocabulary, tokenizer_config, tokenizer_json
 from serve.checkpoint.vision import judge_towers
 from serve.checkpoint.writer import Folder, require_space, safetensors_head, whole_or_nothing
 
@@ -93,7 +88,7 @@ def convert(
         return existing
     check_tensors(opened)
     vocabulary = read_vocabulary(opened.tokenizer_model)
-    _check_vocabulary(opened, vocabulary)
+    vocabulary.require_size(opened.config.vocab_size)
     tokenizer = tokenizer_json(vocabulary)
     report(0, 1, "comparing vision towers")
     verdict = judge_towers(opened, vision_tower)
@@ -155,14 +150,6 @@ def _existing(destination: Path, source: Source, options: Options) -> Manifest |
     if damage := manifest.changed_sizes(destination):
         raise DestinationInUse(f"{destination / damage[0]} has changed; remove the folder")
     return manifest
-
-
-def _check_vocabulary(source: Source, vocabulary: Vocabulary) -> None:
-    if vocabulary.image != source.config.vocab_size:
-        raise VocabularyMismatch(
-            f"{source.tokenizer_model} has {vocabulary.image} pieces, but config.json's vocab_size "
-            f"is {source.config.vocab_size}"
-        )
 
 
 def _plan(source: Source, verdict: VisionVerdict, recast: Recast) -> list[_File]:

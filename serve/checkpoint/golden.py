@@ -2,8 +2,8 @@
 
 The record was made by the code of microsoft/LLaVA-Med in float32. That code pads a non-square image
 to a square and places it, at random, in the middle or one pixel further
-(``llava/mm_utils.py: expand2square``). Which of the two a record has drawn shows in its pixel
-statistics; ``drawn_square`` repeats it, so that a comparison does not hang on a coin toss.
+(``llava/mm_utils.py: expand2square``). Which of the two a record has drawn shows in its pixels;
+``drawn_square`` repeats it, so that a comparison does not hang on a coin toss.
 """
 
 from __future__ import annotations
@@ -34,10 +34,16 @@ class Case(BaseModel):
     input_ids: tuple[int, ...]
     pixel_mean: float
     pixel_std: float
+    pixel_sample: tuple[float, ...]
     greedy_token_ids: tuple[int, ...]
     greedy_text: str
     first_token_top20_ids: tuple[int, ...]
     first_token_top20_logprobs: tuple[float, ...]
+
+    @property
+    def pixels(self) -> Pixels:
+        """The preprocessed image."""
+        return Pixels(self.pixel_mean, self.pixel_std, self.pixel_sample)
 
 
 class Golden(BaseModel):
@@ -52,15 +58,21 @@ class Golden(BaseModel):
 
 
 @dataclass(frozen=True, slots=True)
-class PixelStatistics:
-    """Mean and standard deviation of a preprocessed image."""
+class Pixels:
+    """A preprocessed image, in brief: mean, standard deviation, and every 84th pixel both ways."""
 
     mean: float
     std: float
+    sample: tuple[float, ...]
 
-    def distance(self, other: PixelStatistics) -> float:
-        """The larger of the two differences."""
-        return max(abs(self.mean - other.mean), abs(self.std - other.std))
+    def distance(self, other: Pixels) -> float:
+        """The largest difference in any of it."""
+        sample = zip(self.sample, other.sample, strict=True)
+        return max(
+            abs(self.mean - other.mean),
+            abs(self.std - other.std),
+            *(abs(mine - theirs) for mine, theirs in sample),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,8 +125,8 @@ def expand_image(ids: tuple[int, ...], image_id: int, tokens: int) -> list[int]:
 def drawn_square(
     image: Image.Image,
     background: tuple[int, int, int],
-    recorded: PixelStatistics,
-    measure: Callable[[Image.Image], PixelStatistics],
+    recorded: Pixels,
+    measure: Callable[[Image.Image], Pixels],
 ) -> tuple[Image.Image, float]:
     """The square that the authors' code drew, of its two; and its distance from the record."""
     width, height = image.size

@@ -29,6 +29,8 @@ _NAMES: dict[DType, str] = {
     "F32": "float32",
     "F16": "float16",
     "BF16": "bfloat16",
+    "I64": "int64",
+    "I32": "int32",
 }
 # The bits of the exponent: all set means infinite or NaN.
 _EXPONENT: dict[DType, tuple[str, int]] = {

@@ -43,6 +43,18 @@ class Vocabulary:
         """Id of ``<image>``."""
         return len(self.pieces)
 
+    def require_size(self, vocab_size: int) -> None:
+        """Checks that every row of the embedding has a piece.
+
+        Raises:
+            VocabularyMismatch: it does not.
+        """
+        if len(self.pieces) != vocab_size:
+            raise VocabularyMismatch(
+                f"{self.model} has {len(self.pieces)} pieces, but config.json's vocab_size is "
+                f"{vocab_size}"
+            )
+
 
 def read_vocabulary(path: Path) -> Vocabulary:
     """Reads ``tokenizer.model``.

@@ -7,7 +7,7 @@ whether the two differ is a fact about a checkpoint that a user should be told.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Literal, TypeAlias, cast
 
 from serve.checkpoint.errors import MissingFile
 from serve.checkpoint.keys import VISION, is_buffer
@@ -20,32 +20,43 @@ if TYPE_CHECKING:
     import torch
 
 
-def judge_towers(
-    source: Source, choice: Literal["auto", "checkpoint", "external"]
-) -> VisionVerdict:
-    """Chooses the tower to convert, and compares the two when both are at hand.
+Choice: TypeAlias = Literal["auto", "checkpoint", "external"]
 
-    ``auto`` takes the checkpoint's own: it is what was trained, if anything was.
+
+def choose_tower(source: Source, choice: Choice) -> Literal["checkpoint", "external"]:
+    """The tower to convert. ``auto`` takes the checkpoint's own: it is what training left.
 
     Raises:
         MissingFile: the chosen tower is not there.
         TensorMismatch: the external tower is not what its configuration says.
     """
-    name = source.config.mm_vision_tower
     used = choice if choice != "auto" else "checkpoint" if source.has_vision else "external"
-    at_hand = source.tower is not None and bool(source.tower.shards)
     if used == "checkpoint" and not source.has_vision:
-        raise MissingFile(f"{source.folder} carries no vision tower; use the external one ({name})")
-    if used == "external" and not at_hand:
         raise MissingFile(
-            f"the vision tower {name!r} of {source.folder / 'config.json'} is not on this machine: "
-            "neither a folder with its weights nor in the local Hub cache (HF_HOME)"
+            f"{source.folder} carries no vision tower; use the external one "
+            f"({source.config.mm_vision_tower})"
         )
-    if source.tower is None or not at_hand:
+    if used == "external":
+        if source.tower is None or not source.tower.shards:
+            raise MissingFile(
+                f"the vision tower {source.config.mm_vision_tower!r} that "
+                f"{source.folder / 'config.json'} names is not on this machine: neither a folder "
+                "with its weights nor in the local Hub cache (HF_HOME)"
+            )
+        check_tower(source.tower)
+    return used
+
+
+def judge_towers(source: Source, choice: Choice) -> VisionVerdict:
+    """Chooses the tower to convert, and compares the two when both are at hand.
+
+    Raises:
+        MissingFile, TensorMismatch: as ``choose_tower``.
+    """
+    used, name = choose_tower(source, choice), source.config.mm_vision_tower
+    if source.tower is None or not source.tower.shards or not source.has_vision:
         return VisionVerdict(used=used, external=name, comparison="not compared")
     check_tower(source.tower)
-    if not source.has_vision:
-        return VisionVerdict(used=used, external=name, comparison="not compared")
     difference = _max_abs_difference(source.shards, source.tower.shards)
     return VisionVerdict(
         used=used,

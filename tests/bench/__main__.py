@@ -27,13 +27,13 @@ import psutil
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from serve.phantom.draw import Phantom, draw
 
 from guardrails.templates import PREAMBLE
 from serve import processes
-from serve.checkpoint.convert import ensure_converted
+from serve.checkpoint.cache import ensure_converted
 from serve.local import run_dir
 from serve.phantom import weights_dir
-from serve.phantom.draw import Phantom, draw
 from serve.settings import OFFLINE
 from tests.e2e.images import data_url
 from tests.running import free_port, start, wait_ready
@@ -66,8 +66,8 @@ class Round:
 
 
 async def _one(session: aiohttp.ClientSession, server: Server, image: str, out: Round) -> None:
-    messages = [*server.body["messages"], {"role": "user", "content": [
-        {"type": "image_url", "image_url": {"url": image}}, {"type": "text", "text": QUESTION}]}]  # fmt: skip
+    parts = [{"type": "image_url", "image_url": {"url": image}}, {"type": "text", "text": QUESTION}]
+    messages = [*server.body["messages"], {"role": "user", "content": parts}]
     body = server.body | {"messages": messages}
     begun = last = time.perf_counter()
     text: list[str] = []

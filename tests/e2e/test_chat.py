@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from openai import OpenAI
 from pydantic import BaseModel
+from serve.phantom.draw import Phantom, draw
 
 from guardrails.templates import DRAFT_LABEL, GRAMMAR, AnswerFormat
-from serve.phantom.draw import Phantom, draw
 from tests.e2e.conftest import Stack
 from tests.e2e.images import ask, noise
 

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import httpx
@@ -19,9 +20,10 @@ from hypothesis import strategies as st
 from guardrails import templates
 from guardrails.templates import AnswerFormat
 from serve import errors
-from serve.edge import Readiness, build_edge
+from serve.edge import build_edge
 from serve.engine import Output, Prompt, Sampling, Step
 from serve.errors import ApiError, ContextTooLong, Unavailable
+from serve.readiness import Readiness
 from serve.settings import load
 
 KEY = "unit-test-key-0123456789"
@@ -42,8 +44,8 @@ class ScriptedEngine:
     closed: int = 0
 
     async def generate(
-        self, prompt: Prompt, sampling: Sampling, request_id: str
-    ) -> AsyncIterator[Step]:
+        self, prompt: Prompt, sampling: Sampling, _request_id: str
+    ) -> AsyncGenerator[Step, None]:
         self.prompts.append(prompt)
         self.samplings.append(sampling)
         try:
@@ -110,7 +112,7 @@ async def test_an_answer_is_labelled_and_its_leading_space_is_gone() -> None:
 @given(st.lists(st.integers(0, len(ANSWER)), max_size=12))
 def test_however_the_engine_cuts_its_text_the_client_reads_the_same(cuts: list[int]) -> None:
     bounds = [0, *sorted(cuts), len(ANSWER)]
-    pieces = [ANSWER[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
+    pieces = [ANSWER[a:b] for a, b in pairwise(bounds)]
     whole = asyncio.run(_post(ScriptedEngine()))
     streamed = asyncio.run(_post(ScriptedEngine(pieces=pieces), stream=True))
     assert _content(_events(streamed)) == whole.json()["choices"][0]["message"]["content"]
@@ -272,7 +274,7 @@ async def test_ready_means_that_a_token_was_generated() -> None:
 
 
 async def test_a_hanging_engine_is_not_ready(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serve.edge.READY_TIMEOUT_S", 0.05)
+    monkeypatch.setattr("serve.readiness.TIMEOUT_S", 0.05)
     engine = ScriptedEngine(pieces=[""], hang=True)
     with pytest.raises(Unavailable):
         await Readiness(engine).check()
