@@ -1,4 +1,4 @@
-"""Converts an original checkpoint once and reuses the result, so that a user may point at either."""
+"""Converts an original checkpoint once and reuses the result: a user may point at either."""
 
 from __future__ import annotations
 

@@ -59,6 +59,10 @@ class _File:
         return sum(target.nbytes for target in self.targets.values())
 
 
+def silent(_done: int, _total: int, _what: str) -> None:
+    """Reports progress to no one."""
+
+
 def convert(
     source: Path,
     destination: Path,
@@ -79,7 +83,7 @@ def convert(
     Raises:
         CheckpointError: the source cannot be converted, or the destination not be written.
     """
-    report = progress or (lambda done, total, what: None)
+    report = progress or silent
     options = Options(vision_tower=vision_tower, dtype=dtype)
     report(0, 1, "reading headers")
     opened = open_source(source)

@@ -5,7 +5,7 @@
     CheckpointError
     ├── NotACheckpoint          the path is no LLaVA-Med checkpoint at all
     ├── UnsupportedConfig       config.json asks for something that the target network cannot do
-    ├── MissingFile             a file that must be there is not (shard, tokenizer.model, CLIP folder)
+    ├── MissingFile             a needed file is not there (shard, tokenizer.model, CLIP folder)
     ├── CorruptFile             a file is truncated or not what its name says
     ├── TensorMismatch          the tensors are not those that config.json describes
     │   ├── MissingTensors

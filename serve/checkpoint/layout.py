@@ -13,12 +13,12 @@ _SAMPLING = ("do_sample", "temperature", "top_p", "top_k", "repetition_penalty")
 
 
 def padded_vocabulary(vocabulary: Vocabulary) -> int:
-    """Rows of the target's embedding: the vocabulary and ``<image>``, to the next multiple of 64."""
+    """Rows of the target's embedding: the vocabulary, ``<image>``, and up to a multiple of 64."""
     return -(-(vocabulary.image + 1) // 64) * 64
 
 
 def model_config(source: Source, vocabulary: Vocabulary, dtype: str) -> Json:
-    """``config.json`` (transformers' ``LlavaConfig``). ``dtype`` is torch's name of the weights'."""
+    """``config.json`` (transformers' ``LlavaConfig``). ``dtype`` is torch's name of a type."""
     return {
         "architectures": ["LlavaForConditionalGeneration"],
         "model_type": "llava",
@@ -86,8 +86,8 @@ def image_processor(config: VisionConfig, normalisation: ImageNormalisation) -> 
     """``preprocessor_config.json``: pad to a square in the mean colour, resize, normalise.
 
     transformers 5.19 picks its torchvision variant, whatever a file says; it differs from the
-    authors' pixels by at most 0.03. An engine started with ``mm_processor_kwargs={"backend": "pil"}``
-    uses the PIL variant, which equals them.
+    authors' pixels by at most 0.03. An engine that is started with
+    ``mm_processor_kwargs={"backend": "pil"}`` uses the PIL variant, which equals them.
     """
     side = config.image_size
     return {
@@ -109,7 +109,7 @@ def image_processor(config: VisionConfig, normalisation: ImageNormalisation) -> 
 
 
 def processor_config(config: VisionConfig) -> Json:
-    """``processor_config.json``. The additional token is CLIP's class token, dropped again later."""
+    """``processor_config.json``. The additional token is CLIP's class token, dropped later."""
     return {
         "processor_class": "LlavaProcessor",
         "image_token": IMAGE,

@@ -7,7 +7,7 @@ in memory whole; all others come and go in chunks of whole rows.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -96,7 +96,8 @@ class Recast:
             out = (cast(chunk, tensor.dtype, target.dtype) for chunk in chunks)
         for data in out:
             code, mask = _EXPONENT[target.dtype]
-            if (np.frombuffer(data, code) & mask == mask).any():
+            bits = np.frombuffer(data, code)
+            if bits.size and np.bitwise_and(bits, mask).max() == mask:
                 raise NotFinite(
                     f"{path}: {tensor.name} holds values that are not finite in "
                     f"{_NAMES[target.dtype]}"
@@ -148,7 +149,7 @@ def to_bytes(tensor: torch.Tensor, dtype: DType) -> Bytes:
     import torch
 
     flat = tensor.to(getattr(torch, _NAMES[dtype])).contiguous().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy())
+    return flat.view(torch.uint8).numpy().data
 
 
 def torch_name(dtype: DType) -> str:

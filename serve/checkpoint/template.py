@@ -1,7 +1,7 @@
 """The chat template: conversation ``mistral_instruct`` of the authors' ``llava/conversation.py``.
 
-``<s>[INST] <image>\\nQ1 [/INST] A1 </s>[INST] Q2 [/INST]``: no line is trimmed, images come first in
-their turn. Two things are ours. The authors have no system role: system text goes into the first
+``<s>[INST] <image>\\nQ1 [/INST] A1 </s>[INST] Q2 [/INST]``: no line is trimmed, images come first
+in their turn. Two things are ours. The authors have no system role: system text goes into the first
 user turn, after its images and before the question, so that the trained order holds and image and
 system text make one cached prefix. And a literal ``<image>`` in anyone's text becomes ``(image)``:
 it would otherwise stand for an image that is not there.

@@ -184,7 +184,7 @@ def _header_entry(path: Path, start: int, name: str, entry: dict[str, object]) -
     begin, stop = cast("list[int]", entry["data_offsets"])
     tensor = Tensor(
         name,
-        cast("DType", dtype),
+        dtype,
         tuple(int(size) for size in cast("list[int]", entry["shape"])),
         start + begin,
     )
@@ -210,7 +210,7 @@ def _bin_chunks(shard: Shard, sink: Hash) -> Iterator[tuple[Tensor, Iterator[mem
         flat = loaded[tensor.name].detach().contiguous().reshape(-1).view(torch.uint8)
         step = chunk_bytes(tensor)
         for start in range(0, tensor.nbytes, step):
-            yield memoryview(flat[start : start + step].numpy())
+            yield flat[start : start + step].numpy().data
 
     for tensor in shard.tensors:
         yield tensor, rows(tensor)
