@@ -139,6 +139,8 @@ def _start_ray(settings: Settings, directory: Path) -> None:
         LLAVA_MED_HAPROXY=_haproxy_binary(),
         RAY_SERVE_HAPROXY_NBTHREAD="2",
         RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S="1",
+        # Ray's default of 15 would let any other program starve the engine.
+        RAY_worker_niceness="0",
         RAY_AUTH_MODE="token",
         RAY_AUTH_TOKEN_PATH=str(_ray_token(directory)),
         RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0",

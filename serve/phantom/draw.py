@@ -155,7 +155,8 @@ def _heart(
     heart = _step((1 - np.sqrt(((u - centre) / width) ** 2 + ((v - 0.26) / height) ** 2)) * 25)
     if phantom.cardiomegaly:
         masks["cardiomegaly"] = heart
-    return np.maximum(image, heart * np.float32(tissue + rng.uniform(0.12, 0.18)))
+    brightness = np.float32(tissue + rng.uniform(0.12, 0.18))
+    return np.asarray(np.maximum(image, heart * brightness))
 
 
 def _ribs(rng: np.random.Generator, u: Plane, v: Plane) -> Plane:
