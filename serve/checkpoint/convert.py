@@ -17,10 +17,10 @@ from serve.checkpoint.errors import CheckpointError, DestinationInUse
 from serve.checkpoint.heads import HeadWidth
 from serve.checkpoint.keys import VISION, external_key, is_buffer
 from serve.checkpoint.layout import (
+    extended_vocabulary,
     generation_config,
     image_processor,
     model_config,
-    padded_vocabulary,
     processor_config,
 )
 from serve.checkpoint.manifest import (
@@ -98,7 +98,7 @@ def convert(
     verdict = judge_towers(opened, vision_tower)
     recast = Recast(
         dtype,
-        Rows(vocabulary.image, padded_vocabulary(vocabulary), vocabulary.unk),
+        Rows(vocabulary.image, extended_vocabulary(vocabulary), vocabulary.unk),
         HeadWidth.of(opened.config.head_size),
     )
     files = _plan(opened, verdict, recast)

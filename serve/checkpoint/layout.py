@@ -12,9 +12,13 @@ from serve.checkpoint.tokenizer import IMAGE, Vocabulary
 _SAMPLING = ("do_sample", "temperature", "top_p", "top_k", "repetition_penalty")
 
 
-def padded_vocabulary(vocabulary: Vocabulary) -> int:
-    """Rows of the target's embedding: the vocabulary, ``<image>``, and up to a multiple of 64."""
-    return -(-(vocabulary.image + 1) // 64) * 64
+def extended_vocabulary(vocabulary: Vocabulary) -> int:
+    """Rows of the target's embedding: the vocabulary and ``<image>``.
+
+    No more: every further row would take probability from the others. vLLM pads for its kernels and
+    masks what it pads (``ParallelLMHead``).
+    """
+    return vocabulary.image + 1
 
 
 def model_config(source: Source, vocabulary: Vocabulary, dtype: str) -> Json:
@@ -41,7 +45,7 @@ def _text_config(config: SourceConfig, vocabulary: Vocabulary, dtype: str) -> Js
         "architectures": ["MistralForCausalLM"],
         "model_type": "mistral",
         "dtype": dtype,
-        "vocab_size": padded_vocabulary(vocabulary),
+        "vocab_size": extended_vocabulary(vocabulary),
         "hidden_size": config.hidden_size,
         "intermediate_size": config.intermediate_size,
         "num_hidden_layers": config.num_hidden_layers,

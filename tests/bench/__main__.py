@@ -27,13 +27,13 @@ import psutil
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from serve.phantom.draw import Phantom, draw
 
 from guardrails.templates import PREAMBLE
 from serve import processes
 from serve.checkpoint.cache import ensure_converted
 from serve.local import run_dir
 from serve.phantom import weights_dir
+from serve.phantom.draw import Phantom, draw
 from serve.settings import OFFLINE
 from tests.e2e.images import data_url
 from tests.running import free_port, start, wait_ready
@@ -137,7 +137,7 @@ def _start_bare(model: Path, port: int, log: Path) -> subprocess.Popen[bytes]:
                 "-m",
                 "vllm.entrypoints.openai.api_server",
                 *(str(word) for pair in arguments.items() for word in pair),
-            ],  # fmt: skip
+            ],
             stdout=output,
             stderr=subprocess.STDOUT,
             env=os.environ

@@ -6,8 +6,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
-from serve.phantom.draw import Phantom, draw
 
+from serve.phantom.draw import Phantom, draw
 from tests.e2e.conftest import Stack
 from tests.e2e.images import ask
 

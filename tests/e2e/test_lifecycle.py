@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import subprocess
 import sys
 import time
@@ -41,14 +40,16 @@ def test_a_killed_service_is_cleaned_up_by_down(tmp_path: Path) -> None:
     port = free_port()
     log = tmp_path / "up.log"
     process = start(port, log, LLAVA_MED_STATE_DIR=str(tmp_path / "state"))
-    deadline = time.monotonic() + 60
-    while "Ray" not in log.read_text() and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert len(processes.ours(run_dir(port))) > 3
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    llava_med = Path(sys.executable).with_name("llava-med")
-    subprocess.run([llava_med, "down", "--port", str(port)], check=True, timeout=60)
+    try:
+        deadline = time.monotonic() + 60
+        while "Ray" not in log.read_text() and time.monotonic() < deadline:
+            time.sleep(0.2)
+        assert len(processes.ours(run_dir(port))) > 3
+    finally:
+        process.kill()
+        process.wait()
+        llava_med = Path(sys.executable).with_name("llava-med")
+        subprocess.run([llava_med, "down", "--port", str(port)], check=True, timeout=60)
     assert processes.ours(run_dir(port)) == []
     assert processes.port_is_free("127.0.0.1", port)
     assert not run_dir(port).exists()

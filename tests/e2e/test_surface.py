@@ -60,8 +60,8 @@ def test_every_route_of_vllms_own_server_is_closed(stack: Stack) -> None:
     import argparse
 
     from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.entrypoints.launchers.app import build_app
     from vllm.entrypoints.launchers.cli_args import FrontendArgs
-    from vllm.entrypoints.openai.api_server import build_app
 
     arguments = argparse.Namespace(**(vars(AsyncEngineArgs()) | vars(FrontendArgs())))
     routes = build_app(arguments, supported_tasks=("generate",)).routes

@@ -58,8 +58,8 @@ def test_added_vocabulary_rows_are_copies_of_unk(tmp_path: Path) -> None:
     converted = load(tmp_path / "out")
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
         rows = converted[target_key(name)]
-        assert rows.shape[0] == 32064
-        assert torch.equal(rows[32000:], synthetic.tensors[name][0].expand(64, -1))
+        assert rows.shape[0] == 32001
+        assert torch.equal(rows[32000:], synthetic.tensors[name][0].expand(1, -1))
 
 
 def test_narrow_heads_are_widened(tmp_path: Path) -> None:
