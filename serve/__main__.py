@@ -54,6 +54,8 @@ def up(
         local.up(settings, console)
     except local.StartError as error:
         _fail(str(error), code=1)
+    except CheckpointError as error:
+        _fail(str(error))
 
 
 @app.command()
@@ -74,7 +76,7 @@ def check(
     from serve.checkpoint.inspect import inspect
 
     report = inspect(path, deep=deep)
-    console.print(report.render(), highlight=False, markup=False)
+    console.print(report.render(), highlight=False, markup=False, soft_wrap=True)
     raise typer.Exit(0 if report.will_serve else USAGE_ERROR)
 
 
@@ -120,17 +122,29 @@ def convert(
 def verify(
     converted: Annotated[Path, typer.Argument(help="A converted checkpoint folder.")],
     golden: Annotated[
-        Path, typer.Option(help="Folder with expected.json and its images, of the same checkpoint.")
-    ],
+        Path | None,
+        typer.Option(
+            help="Folder with expected.json and its images: what the authors' code computed from "
+            "the same checkpoint. Without it, only hashes are compared."
+        ),
+    ] = None,
 ) -> None:
-    """Compare a converted checkpoint in vLLM with what the authors' code computed from it."""
+    """Prove a converted checkpoint: its hashes, and in vLLM against the authors' code."""
+    from serve.checkpoint.inspect import inspect
     from serve.checkpoint.verify import verify as run
 
+    report = inspect(converted, deep=True)
+    console.print(report.render(), highlight=False, markup=False, soft_wrap=True)
+    if not report.will_serve:
+        raise typer.Exit(USAGE_ERROR)
+    if golden is None:
+        console.print("not compared with the authors' code: name a record with --golden")
+        return
     try:
         verification = run(converted, golden)
     except CheckpointError as error:
         _fail(str(error))
-    console.print(verification.render(), highlight=False, markup=False)
+    console.print(verification.render(), highlight=False, markup=False, soft_wrap=True)
     raise typer.Exit(0 if verification.passed else 1)
 
 
@@ -148,7 +162,9 @@ def _settings(config: Path | None, **command_line: object) -> Settings:
 
 
 def _fail(message: str, *, code: int = USAGE_ERROR) -> NoReturn:
-    errors.print(f"llava-med: {message}", style="red", highlight=False, markup=False)
+    errors.print(
+        f"llava-med: {message}", style="red", highlight=False, markup=False, soft_wrap=True
+    )
     raise typer.Exit(code)
 
 

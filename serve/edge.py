@@ -5,7 +5,6 @@ Pure ASGI on Starlette's router: no middleware that buffers a stream.
 
 from __future__ import annotations
 
-import asyncio
 import hmac
 import logging
 import time
@@ -164,7 +163,8 @@ class ChatCompletions:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
         body = await _read_body(scope, receive, limit=self._limits.max_body_bytes)
-        await _until_disconnect(receive, lambda: self._respond(body, scope, send))
+        if body is not None:
+            await _until_disconnect(receive, lambda: self._respond(body, scope, send))
 
     async def _respond(self, body: bytes, scope: Scope, send: Send) -> None:
         request = parse_request(body)
@@ -180,8 +180,8 @@ class ChatCompletions:
             await _send(send, await chat.complete(plan, self._engine))
 
 
-async def _read_body(scope: Scope, receive: Receive, *, limit: int) -> bytes:
-    """The request body.
+async def _read_body(scope: Scope, receive: Receive, *, limit: int) -> bytes | None:
+    """The request body; None when the client hung up before its end.
 
     Raises:
         TooLarge: over ``limit`` bytes, announced or sent.
@@ -194,7 +194,7 @@ async def _read_body(scope: Scope, receive: Receive, *, limit: int) -> bytes:
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
-            raise asyncio.CancelledError
+            return None
         chunk = message.get("body", b"")
         size += len(chunk)
         if size > limit:

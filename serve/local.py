@@ -10,6 +10,7 @@ import os
 import secrets
 import shutil
 import signal
+import sys
 import tempfile
 import threading
 import time
@@ -46,11 +47,9 @@ def up(settings: Settings, console: Console) -> None:
 
     Raises:
         StartError: it cannot start.
+        CheckpointError: the model cannot be converted.
     """
     directory = run_dir(settings.port)
-    stop = threading.Event()
-    for name in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(name, lambda *_: stop.set())
     with _phase(console, "clean-up"):
         processes.sweep(directory)
         _fresh(directory)
@@ -59,13 +58,14 @@ def up(settings: Settings, console: Console) -> None:
                 f"port {settings.port} on {settings.host} is in use by another program. "
                 f"Stop it, or choose another: PORT={settings.port + 1}"
             )
-    (directory / "pid").write_text(str(os.getpid()))
-    settings, new_key = with_api_key(settings)
-    with _phase(console, "checkpoint") as say:
-        settings = with_model(settings, say)
     try:
+        (directory / "pid").write_text(str(os.getpid()))
+        settings, new_key = with_api_key(settings)
+        with _phase(console, "checkpoint") as say:
+            settings = with_model(settings, say)
         with _phase(console, "Ray"):
             _start_ray(settings, directory)
+        stop = _stop_event()  # only now: ray.init sets a handler of its own
         with _phase(console, "engine"):
             _deploy(settings, stop)
         with _phase(console, "first token"):
@@ -76,6 +76,14 @@ def up(settings: Settings, console: Console) -> None:
     finally:
         with _phase(console, "stopping"):
             _stop(directory)
+
+
+def _stop_event() -> threading.Event:
+    """Set by SIGINT or SIGTERM, so that from here on a signal leads to an orderly stop."""
+    stop = threading.Event()
+    for name in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(name, lambda *_: stop.set())
+    return stop
 
 
 def down(port: int) -> int:
@@ -229,15 +237,16 @@ def base_url(settings: Settings) -> str:
 
 
 def _stop(directory: Path) -> None:
-    import ray
-    from ray import serve as ray_serve
+    if "ray" in sys.modules:
+        import ray
+        from ray import serve as ray_serve
 
-    if ray.is_initialized():
-        # Serve first: it lets replicas end their engines. What hangs is swept.
-        stopper = threading.Thread(target=ray_serve.shutdown, daemon=True)
-        stopper.start()
-        stopper.join(STOP_TIMEOUT_S / 2)
-        ray.shutdown()
+        if ray.is_initialized():
+            # Serve first: it lets replicas end their engines. What hangs is swept.
+            stopper = threading.Thread(target=ray_serve.shutdown, daemon=True)
+            stopper.start()
+            stopper.join(STOP_TIMEOUT_S / 2)
+            ray.shutdown()
     processes.sweep(directory)
     shutil.rmtree(directory, ignore_errors=True)
 
