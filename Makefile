@@ -25,6 +25,7 @@ setup: $(READY)  ## Make .venv with the pinned packages (EXTRA=gpu for the CUDA 
 # `import transformers` beside a CPU build of torch.
 $(READY): pyproject.toml constraints.txt serve/environment.py
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip==26.3
 	$(BIN)/python -m pip install --quiet torch==2.13.0
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$(EXTRA),dev]'
 	$(if $(filter cpu,$(EXTRA)),$(BIN)/python -m pip uninstall --quiet --yes torchaudio torchcodec)
@@ -57,5 +58,6 @@ bench: $(READY)  ## Side by side with bare vLLM; one JSON object on the last lin
 phantom: $(READY)  ## Train the phantom model anew (about 40 minutes on two cores)
 	$(BIN)/python -m serve.phantom.train --out build/phantom
 
-clean: down  ## Remove what these targets made
+clean:  ## Stop the service and remove what these targets made
+	-test -x $(BIN)/llava-med && $(BIN)/llava-med down --port $(PORT)
 	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -200,14 +200,21 @@ def _sampling(
     limits: Limits,
 ) -> Sampling:
     stop = request.stop or ()
+    n = request.n or 1
+    # Greedy unless asked otherwise: the same image and question give the same draft. Several
+    # choices are only several when they are sampled: OpenAI's default then.
+    temperature = request.temperature
+    if temperature is None:
+        temperature = 0.0 if n == 1 else 1.0
+    if temperature == 0 and n > 1:
+        raise BadRequest("n > 1 needs a temperature above 0: greedy choices are equal.", param="n")
     return Sampling(
         max_tokens=request.max_completion_tokens or request.max_tokens or limits.default_max_tokens,
-        # Greedy unless asked otherwise: the same image and question give the same draft.
-        temperature=request.temperature or 0.0,
+        temperature=temperature,
         top_p=request.top_p or 1.0,
         frequency_penalty=request.frequency_penalty or 0.0,
         presence_penalty=request.presence_penalty or 0.0,
-        n=request.n or 1,
+        n=n,
         seed=request.seed,
         stop=(stop,) if isinstance(stop, str) else tuple(stop),
         grammar=templates.GRAMMAR[answer_format] if template is Template.FINDING else None,

@@ -37,7 +37,7 @@ class VllmEngine:
 
     def __init__(self, client: AsyncLLM) -> None:
         self._client = client
-        self._max_model_len = client.model_config.max_model_len
+        self._max_model_len: int = client.model_config.max_model_len
         # The checkpoint's own chat template; "openai" keeps images as parts of their message.
         self._chat_params = ChatParams(chat_template_content_format="openai")
 

@@ -97,7 +97,7 @@ class Settings(BaseSettings):
     replicas: int = Field(default=1, gt=0, description="Model replicas, one GPU each.")
     state_dir: Path = Field(
         default=Path.home() / ".llava-med",
-        description="Converted checkpoints, the generated API key, logs of the local service.",
+        description="Converted checkpoints and the generated API key.",
     )
     api_key: SecretStr | None = Field(
         default=None,

@@ -186,6 +186,14 @@ async def test_decoding_is_greedy_unless_the_client_asks_otherwise() -> None:
     assert (asked.temperature, asked.top_p, asked.seed, asked.stop) == (0.7, 0.9, 3, ("x",))
 
 
+async def test_several_choices_are_sampled() -> None:
+    engine = ScriptedEngine(pieces=[])
+    await _post(engine, n=2)
+    assert engine.samplings[0].temperature == 1.0
+    refused = await _post(engine, n=2, temperature=0)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "n")
+
+
 @pytest.mark.parametrize(
     "schema",
     [

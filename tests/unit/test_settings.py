@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from serve.settings import Settings, load
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "settings.md"
 
 
 def _file(tmp_path: Path, text: str) -> Path:
@@ -59,13 +62,19 @@ def test_settings_are_frozen() -> None:
         load().port = 1  # type: ignore[misc]
 
 
-def test_every_setting_describes_itself() -> None:
-    def fields(model: type) -> list[str]:
-        return [
-            name
-            for name, field in model.model_fields.items()  # type: ignore[attr-defined]
-            if not field.description and not hasattr(field.annotation, "model_fields")
-        ]
+def _rows(model: type[BaseModel], path: str = "") -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _rows(field.annotation, f"{path}{name}.")
+        else:
+            assert field.description, f"{path}{name} does not describe itself"
+            variable = f"LLAVA_MED_{path}{name}".replace(".", "__").upper()
+            default = "" if field.default is None else f"`{field.default}`"
+            default = default.replace(str(Path.home()), "~")
+            yield f"| `{path}{name}` | `{variable}` | {default} | {field.description} |"
 
-    for model in (Settings, type(load().limits), type(load().engine)):
-        assert fields(model) == []
+
+def test_the_documented_table_is_the_codes() -> None:
+    head = "| in the file | in the environment | default | what |"
+    table = "\n".join([head, "|---|---|---|---|", *_rows(Settings)])
+    assert table in DOCUMENT.read_text(), f"docs/settings.md should have:\n{table}"
