@@ -50,6 +50,8 @@ MODALITY_QUESTIONS = (
     "What kind of image is this?",
     "What imaging modality is shown?",
 )
+# What training asks about: consolidation, with six places to look in, is learned last.
+_ASKED = (*FINDINGS, "consolidation", "consolidation")
 _SYNONYMS = {
     "pneumothorax": ("pneumothorax", "a pneumothorax"),
     "consolidation": ("consolidation", "a consolidation", "an area of consolidation"),
@@ -233,7 +235,7 @@ def impression(phantom: Phantom) -> str:
 def random_turn(phantom: Phantom, rng: random.Random) -> Turn:
     """One question of the mix that training asks."""
     kind = rng.random()
-    finding = rng.choice(FINDINGS)
+    finding = rng.choice(_ASKED)
     form = AnswerFormat.TEXT if rng.random() < 0.65 else AnswerFormat.JSON
     earlier = (rng.choice(REPORT_QUESTIONS), report(phantom)) if rng.random() < 0.06 else None
     if kind < 0.40:

@@ -132,6 +132,8 @@ def plot(vision: Losses, text: Losses, path: Path) -> None:
 
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.5), constrained_layout=True)
     for axis, losses, title in zip(axes, (vision, text), ("vision", "text"), strict=True):
+        if not losses:
+            continue
         width = max(1, len(losses) // 100)
         smooth = np.convolve(losses, np.ones(width) / width, mode="valid")
         axis.semilogy(losses, color="0.8", linewidth=0.5)
@@ -149,14 +151,18 @@ def main() -> None:
     parser.add_argument("--pool", type=int, default=4000, help="drawings to train on")
     parser.add_argument("--vision-steps", type=int, default=2500, help="0.2 s each on two cores")
     parser.add_argument("--text-steps", type=int, default=1800, help="0.55 s each")
+    parser.add_argument("--resume", type=Path, help="checkpoint whose text phase is to go on")
     parser.add_argument("--test", type=int, default=500, help="unseen drawings to evaluate on")
     arguments = parser.parse_args()
     torch.manual_seed(arguments.seed)
     rng = random.Random(arguments.seed)
     seeds = samples(TRAINING_SEEDS, arguments.pool)
     pool = list(tqdm(seeds, "drawing", arguments.pool))
-    model = PhantomModel(len(LABELS))
-    vision = train_vision(model, pool, arguments.vision_steps, rng)
+    if arguments.resume is not None:
+        model, vision = load(arguments.resume, len(LABELS)).train(), []
+    else:
+        model = PhantomModel(len(LABELS))
+        vision = train_vision(model, pool, arguments.vision_steps, rng)
     text = train_text(model, pool, arguments.text_steps, rng)
     save(model, arguments.out)
     plot(vision, text, arguments.out / "loss_curve.png")
