@@ -49,7 +49,11 @@ def _llm_config(settings: Settings, model: Path) -> LLMConfig:
         "generation_config": "vllm",  # sampling defaults are ours, see chat.py
         "disable_log_stats": False,
     }
-    if not on_cpu:
+    if on_cpu:
+        # Prefixes are cached in whole blocks: vLLM's CPU default of 128 would lose up to 127 tokens
+        # of image and preamble to every new question (16 on GPU).
+        engine_kwargs["block_size"] = 32
+    else:
         engine_kwargs["gpu_memory_utilization"] = engine.gpu_memory_utilization
     env = {
         **OFFLINE,

@@ -116,17 +116,22 @@ class Turn:
 
 
 def random_phantom(rng: random.Random) -> Phantom:
-    """Every finding with probability 0.4, independent of the others."""
+    """Every finding with probability 0.4, independent of the others but for what would hide it."""
 
     def side() -> Side | None:
         return rng.choice(SIDES) if rng.random() < 0.4 else None
 
-    consolidated = side()
+    consolidated, zone = side(), rng.choice(ZONES)
+    pneumothorax, enlarged, effusion = side(), rng.random() < 0.4, side()
+    # Fluid fills the lower zone of its side, an enlarged heart that of the left: what is there
+    # cannot be seen, and a drawing is to show its truth.
+    if zone == "lower" and (consolidated == effusion or (consolidated == "left" and enlarged)):
+        zone = "mid"
     return Phantom(
-        pneumothorax=side(),
-        consolidation=(rng.choice(ZONES), consolidated) if consolidated else None,
-        cardiomegaly=rng.random() < 0.4,
-        effusion=side(),
+        pneumothorax=pneumothorax,
+        consolidation=(zone, consolidated) if consolidated else None,
+        cardiomegaly=enlarged,
+        effusion=effusion,
     )
 
 

@@ -88,8 +88,7 @@ def test_it_is_saved_in_the_original_layout_and_read_back(
 
 def test_the_shipped_weights_know_unseen_phantoms() -> None:
     shipped = load(weights_dir(), len(LABELS))
-    accuracy = evaluate(shipped, first_seed=77_000_000, count=12)
-    asked = sum(row["questions"] for row in accuracy.values())
-    right = sum(row["accuracy"] * row["questions"] for row in accuracy.values())
-    assert asked > 100
-    assert right / asked > 0.9
+    accuracy = evaluate(shipped, first_seed=77_000_000, count=20)
+    assert len(accuracy) == 13
+    for row, value in accuracy.items():
+        assert value["accuracy"] > 0.7, row
