@@ -93,7 +93,9 @@ _CLOSED_QUESTION = re.compile(
     re.IGNORECASE,
 )
 _ALTERNATIVES = re.compile(r"\bor\b(?!\s+(?:not|absent|no)\b)", re.IGNORECASE)
-_REQUEST = re.compile(r"\b(?:can|could) you\b|\bdo you\b", re.IGNORECASE)
+_REQUEST = re.compile(
+    r"\b(?:can|could) you\b(?!\s+(?:see|find|detect|identify|notice)\b)", re.IGNORECASE
+)
 
 
 def is_closed_question(text: str) -> bool:

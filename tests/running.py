@@ -31,7 +31,6 @@ def start(port: int, log: Path, **environment: str) -> subprocess.Popen[bytes]:
             stdout=output,
             stderr=subprocess.STDOUT,
             env=os.environ | environment,
-            start_new_session=True,
         )
 
 

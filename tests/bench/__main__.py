@@ -1,9 +1,10 @@
 """``make bench``: this service beside bare vLLM, same model, same requests, in one run.
 
-Both servers run at once; rounds alternate between them, so that whatever else the machine does
-falls on both. Bare vLLM is its own API server with the preamble as a system message, so that both
-engines see the same prompt and, decoding greedily, write the same tokens. Prints a table; its last
-line is one JSON object.
+Rounds alternate between the two, so that whatever else the machine does falls on both. The one
+that is not measured stands still meanwhile (SIGSTOP): on two cores even an idle engine costs the
+other. All run in one session, so that Linux' autogroup scheduling treats them alike. Bare vLLM is
+its own API server with the preamble as a system message, so that both engines see the same prompt
+and, decoding greedily, write the same tokens. Prints a table; its last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,6 +43,7 @@ from tests.running import free_port, start, wait_ready
 
 CLIENTS = (1, 8)
 ROUNDS = 5
+SETTLE_S = 0.5
 REQUESTS = {1: 40, 8: 120}  # a round, by number of clients
 QUESTION = "Describe the key findings."
 MAX_TOKENS = 32
@@ -48,10 +52,19 @@ console = Console()
 
 @dataclass(frozen=True)
 class Server:
+    """A server to measure, and how to find its processes."""
+
     name: str
     url: str
     headers: dict[str, str]
     body: dict[str, Any]
+    processes: Callable[[], list[psutil.Process]]
+
+    def signal(self, number: signal.Signals) -> None:
+        """Sends a signal to all its processes."""
+        for process in self.processes():
+            with suppress(psutil.NoSuchProcess):
+                process.send_signal(number)
 
 
 @dataclass
@@ -127,6 +140,7 @@ def _start_bare(model: Path, port: int, log: Path) -> subprocess.Popen[bytes]:
     arguments = {
         "--model": model, "--served-model-name": "llava-med", "--host": "127.0.0.1",
         "--port": port, "--max-model-len": 4096, "--max-num-seqs": 64,
+        "--block-size": 32,
         "--limit-mm-per-prompt": '{"image": 4}', "--generation-config": "vllm",
         "--uvicorn-log-level": "warning",
     }  # fmt: skip
@@ -162,34 +176,31 @@ def main() -> None:
     model = ensure_converted(weights_dir(), Path.home() / ".llava-med" / "checkpoints")
     key, port, bare_port = secrets.token_urlsafe(24), free_port(), free_port()
     common = {"model": "llava-med", "max_tokens": MAX_TOKENS, "temperature": 0, "stream": True}
-    bare_server = Server(
-        "bare vLLM",
-        f"http://127.0.0.1:{bare_port}",
-        {},
-        common | {"messages": [{"role": "system", "content": PREAMBLE}]},
-    )
-    our_server = Server(
-        "this service",
-        f"http://127.0.0.1:{port}",
-        {"Authorization": f"Bearer {key}"},
-        common | {"messages": [], "metadata": {"template": "free"}},
-    )
-    images = [data_url(draw(Phantom(), seed=seed).resize((512, 512)), "JPEG") for seed in range(16)]
     console.print("starting both servers")
     bare = _start_bare(model, bare_port, folder / "bare.log")
     ours = start(port, folder / "ours.log", LLAVA_MED_API_KEY=key, LLAVA_MED_MODEL=str(model))
+    servers = (
+        Server(
+            "bare vLLM",
+            f"http://127.0.0.1:{bare_port}",
+            {},
+            common | {"messages": [{"role": "system", "content": PREAMBLE}]},
+            lambda: [psutil.Process(bare.pid), *psutil.Process(bare.pid).children(recursive=True)],
+        ),
+        Server(
+            "this service",
+            f"http://127.0.0.1:{port}",
+            {"Authorization": f"Bearer {key}"},
+            common | {"messages": [], "metadata": {"template": "free"}},
+            lambda: [psutil.Process(ours.pid), *processes.ours(run_dir(port))],
+        ),
+    )
+    images = [data_url(draw(Phantom(), seed=seed).resize((512, 512)), "JPEG") for seed in range(16)]
     try:
-        wait_ready(f"{our_server.url}/ready", ours, folder / "ours.log")
-        wait_ready(f"{bare_server.url}/health", bare, folder / "bare.log")
-        report = asyncio.run(_measure((bare_server, our_server), images))
-        report["memory_mib"] = {
-            bare_server.name: _memory_mib(
-                [psutil.Process(bare.pid), *psutil.Process(bare.pid).children(recursive=True)]
-            ),
-            our_server.name: _memory_mib(
-                [psutil.Process(ours.pid), *processes.ours(run_dir(port))]
-            ),
-        }
+        wait_ready(f"{servers[0].url}/health", bare, folder / "bare.log")
+        wait_ready(f"{servers[1].url}/ready", ours, folder / "ours.log")
+        report = asyncio.run(_measure(servers, images))
+        report["memory_mib"] = {server.name: _memory_mib(server.processes()) for server in servers}
     finally:
         for process in (ours, bare):
             process.send_signal(signal.SIGINT)
@@ -198,16 +209,29 @@ def main() -> None:
     _print(report)
 
 
+async def _alone(
+    server: Server, servers: tuple[Server, Server], images: list[str], clients: int
+) -> Round:
+    """A round while the other server stands still."""
+    (other,) = (one for one in servers if one is not server)
+    other.signal(signal.SIGSTOP)
+    try:
+        await asyncio.sleep(SETTLE_S)
+        return await _round(server, images, clients)
+    finally:
+        other.signal(signal.SIGCONT)
+
+
 async def _measure(servers: tuple[Server, Server], images: list[str]) -> dict[str, Any]:
     report: dict[str, Any] = {"cpus": os.cpu_count(), "model": "phantom", "clients": {}}
     for clients in CLIENTS:
         rounds: dict[str, list[Round]] = {server.name: [] for server in servers}
         for server in servers:  # warm-up: caches, connections, compiled shapes
-            await _round(server, images, clients)
+            await _alone(server, servers, images, clients)
         for number in track(range(ROUNDS), f"{clients} clients", console=console):
             # Who goes first changes every round.
             for server in servers if number % 2 else servers[::-1]:
-                rounds[server.name].append(await _round(server, images, clients))
+                rounds[server.name].append(await _alone(server, servers, images, clients))
         bare, ours = (_summary(rounds[server.name]) for server in servers)
         texts = [rounds[server.name][0].texts for server in servers]
         report["clients"][clients] = {

@@ -47,14 +47,13 @@ def _await(condition: object, timeout_s: float = 10) -> bool:
 def test_a_client_that_hangs_up_ends_its_generation(stack: Stack) -> None:
     request = {
         "model": "llava-med",
-        # No end in sight: a high temperature wanders, and 3000 tokens take many seconds.
+        # No end in sight: every token said becomes likelier, and 3000 take many seconds.
         "messages": ask("Describe the key findings."),
         "max_tokens": 3000,
-        "temperature": 2.0,
-        "n": 8,
+        "frequency_penalty": -2.0,
     }
     for stream in (True, False):
-        aborted = stack.metric("vllm:request_success_total")
+        tokens = stack.metric("vllm:generation_tokens_total")
         with stack.http() as client:
             try:
                 with client.stream(
@@ -69,7 +68,7 @@ def test_a_client_that_hangs_up_ends_its_generation(stack: Stack) -> None:
             except httpx.ReadTimeout:
                 assert not stream
         assert _await(lambda: _running(stack) == 0), f"still generating, stream={stream}"
-        assert stack.metric("vllm:request_success_total") >= aborted
+        assert stack.metric("vllm:generation_tokens_total") - tokens < 2900
 
 
 def test_many_at_once_are_all_answered(stack: Stack) -> None:

@@ -107,7 +107,6 @@ def test_a_method_that_a_route_does_not_take_is_refused(stack: Stack) -> None:
             415, "unsupported_media_type", "messages.0.content.0",
         ),
         ({"messages": [ASK["messages"][0]] * 2}, 400, "invalid_value", "messages"),
-        ({"stream_options": {"include_usage": True}}, 400, "invalid_value", "stream_options"),
         (
             {"metadata": {"template": "free"}, "response_format": {"type": "json_object"}},
             400, "invalid_value", "response_format",
@@ -124,6 +123,13 @@ def test_a_bad_request_says_what_is_wrong(
     assert error["code"] == code
     assert param is None or error["param"] == param
     assert response.headers["x-should-retry"] == "false"
+
+
+def test_stream_options_need_a_stream(stack: Stack) -> None:
+    with stack.http() as client:
+        body = ASK | {"stream_options": {"include_usage": True}}
+        error = _assert_openai_error(client.post("/v1/chat/completions", json=body), 400)
+    assert error["param"] == "stream_options"
 
 
 def test_a_body_over_the_limit_is_refused_before_it_is_read(stack: Stack) -> None:

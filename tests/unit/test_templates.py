@@ -21,6 +21,8 @@ CLOSED = [
     "In the left lung, is there an opacity?",
     "Frontal radiograph. Is the effusion present or absent?",
     "And is there cardiomegaly?",
+    "Do you see a mass?",
+    "Can you see a mass?",
 ]
 OPEN = [
     "Describe the key findings.",
