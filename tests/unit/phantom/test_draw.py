@@ -56,9 +56,9 @@ def test_a_finding_can_be_seen_where_its_mask_is(finding: str) -> None:
         inside = masks[finding] > 0.5
         without, _ = render(Phantom(), seed)
         brighter.append(with_it[inside].mean() - without[inside].mean())
-    # Air is darker than lung, everything else brighter.
+    # Air is darker than lung, everything else brighter; the exposure of two drawings differs.
     sign = -1 if finding == "pneumothorax" else 1
-    assert np.all(sign * np.array(brighter) > 5)
+    assert sign * np.mean(brighter) > 20
 
 
 def test_the_model_sees_a_square_padded_in_clips_mean_colour() -> None:
