@@ -50,6 +50,11 @@ def up(settings: Settings, console: Console) -> None:
         CheckpointError: the model cannot be converted.
     """
     directory = run_dir(settings.port)
+    if (running := _running(directory)) is not None:
+        raise StartError(
+            f"it runs already on port {settings.port} (process {running}). "
+            f"Stop it: llava-med down --port {settings.port}"
+        )
     with _phase(console, "clean-up"):
         processes.sweep(directory)
         _fresh(directory)
@@ -89,12 +94,20 @@ def _stop_event() -> threading.Event:
 def down(port: int) -> int:
     """Stops the service on ``port``; returns how many processes had to be ended by force."""
     directory = run_dir(port)
-    pid = directory / "pid"
-    if pid.is_file() and processes.is_up(int(pid.read_text()), directory):
-        processes.interrupt(int(pid.read_text()), timeout_s=STOP_TIMEOUT_S)
+    if (running := _running(directory)) is not None:
+        processes.interrupt(running, timeout_s=STOP_TIMEOUT_S)
     ended = processes.sweep(directory)
     shutil.rmtree(directory, ignore_errors=True)
     return ended
+
+
+def _running(directory: Path) -> int | None:
+    """The process of the `llava-med up` that runs in a folder, if one does."""
+    path = directory / "pid"
+    if not path.is_file():
+        return None
+    pid = int(path.read_text())
+    return pid if processes.is_up(pid, directory) else None
 
 
 def with_api_key(settings: Settings) -> tuple[Settings, str | None]:
@@ -143,7 +156,7 @@ def _start_ray(settings: Settings, directory: Path) -> None:
         RAY_SERVE_HAPROXY_METRICS_ENABLED="0",
         RAY_SERVE_HAPROXY_SERVER_STATE_BASE=str(directory),
         RAY_SERVE_HAPROXY_SERVER_STATE_FILE=str(directory / "haproxy-state"),
-        RAY_SERVE_HAPROXY_BINARY_PATH=str(loopback.HAPROXY),
+        RAY_SERVE_HAPROXY_BINARY_PATH=str(_haproxy_wrapper(directory)),
         LLAVA_MED_HAPROXY=_haproxy_binary(),
         RAY_SERVE_HAPROXY_NBTHREAD="2",
         RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S="1",
@@ -179,6 +192,14 @@ def _start_ray(settings: Settings, directory: Path) -> None:
         proxy_location="HeadOnly",
         logging_config={"log_level": settings.log_level, "enable_access_log": False},
     )
+
+
+def _haproxy_wrapper(directory: Path) -> Path:
+    """An executable copy: an installed package's data files have lost their mode."""
+    path = directory / loopback.HAPROXY.name
+    shutil.copyfile(loopback.HAPROXY, path)
+    path.chmod(0o700)
+    return path
 
 
 def _haproxy_binary() -> str:

@@ -36,6 +36,17 @@ def test_the_log_shows_phases_and_a_call_but_no_key(stack: Stack) -> None:
     assert stack.key not in log
 
 
+def test_a_second_start_on_the_same_port_is_refused_and_harms_nothing(stack: Stack) -> None:
+    llava_med = Path(sys.executable).with_name("llava-med")
+    second = subprocess.run(
+        [llava_med, "up", "--port", str(stack.port)], capture_output=True, text=True, timeout=60
+    )
+    assert second.returncode == 1
+    assert "runs already" in second.stderr
+    with stack.http() as client:
+        assert client.get("/ready").status_code == 200
+
+
 def test_a_killed_service_is_cleaned_up_by_down(tmp_path: Path) -> None:
     port = free_port()
     log = tmp_path / "up.log"
