@@ -47,10 +47,14 @@ def _await(condition: object, timeout_s: float = 10) -> bool:
 def test_a_client_that_hangs_up_ends_its_generation(stack: Stack) -> None:
     request = {
         "model": "llava-med",
-        # No end in sight: every token said becomes likelier, and 3000 take many seconds.
+        # No end in sight: it wanders, and every token said becomes likelier.
         "messages": ask("Describe the key findings."),
         "max_tokens": 3000,
+        "temperature": 2.0,
         "frequency_penalty": -2.0,
+        "presence_penalty": -2.0,
+        "n": 8,
+        "seed": 1,
     }
     for stream in (True, False):
         tokens = stack.metric("vllm:generation_tokens_total")

@@ -63,7 +63,9 @@ def test_every_route_of_vllms_own_server_is_closed(stack: Stack) -> None:
     from vllm.entrypoints.launchers.app import build_app
     from vllm.entrypoints.launchers.cli_args import FrontendArgs
 
-    arguments = argparse.Namespace(**(vars(AsyncEngineArgs()) | vars(FrontendArgs())))
+    (model,) = (stack.log.parent / "state" / "checkpoints").iterdir()
+    engine = AsyncEngineArgs(model=str(model))
+    arguments = argparse.Namespace(**(vars(engine) | vars(FrontendArgs())))
     routes = build_app(arguments, supported_tasks=("generate",)).routes
     ours = {"/v1/chat/completions", "/v1/models", "/health", "/metrics"}
     theirs = {route.path for route in routes if hasattr(route, "path")} - ours
