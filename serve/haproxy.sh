@@ -2,9 +2,6 @@
 # Starts the HAProxy that Ray Serve brings, after taking two listeners out of the configuration that
 # Ray wrote: statistics and metrics, both unauthenticated on every interface, with no setting in
 # Ray 2.60 to close them. Ray itself reads statistics through HAProxy's Unix socket.
-# It takes out the fallback to Ray's Python proxy too: behind it, a client that hangs up before the
-# answer begins is not noticed and the engine generates to the end (measured); with it gone, no
-# replica means a plain 503.
 # It also gives the proxy's own errors (no replica up, replica lost) OpenAI's shape and a 503.
 # Ray calls it as: haproxy -db -f CONFIG ...   (RAY_SERVE_HAPROXY_BINARY_PATH)
 set -eu
@@ -17,7 +14,7 @@ done
 [ -n "$config" ] || exec "$LLAVA_MED_HAPROXY" "$@"
 awk '/^(frontend prometheus|listen stats)/ { skip = 1; next }
      /^[a-z]/ { skip = 0 }
-     !skip && !/^ *server SERVE_PROXY_ACTOR-fallback/' "$config" >"$config.$$"
+     !skip' "$config" >"$config.$$"
 mv "$config.$$" "$config"
 body='{"error": {"message": "No replica of the service can answer now. Try again.", "type": "service_unavailable", "param": null, "code": "no_replica"}}'
 printf 'HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nretry-after: 5\r\nconnection: close\r\ncontent-length: %s\r\n\r\n%s' \

@@ -5,8 +5,6 @@ from __future__ import annotations
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-import httpx
-
 from serve.phantom.draw import Phantom, draw
 from tests.e2e.conftest import Stack
 from tests.e2e.images import ask
@@ -44,7 +42,7 @@ def _await(condition: object, timeout_s: float = 10) -> bool:
     return False
 
 
-def test_a_client_that_hangs_up_ends_its_generation(stack: Stack) -> None:
+def test_a_client_that_leaves_a_stream_ends_its_generation(stack: Stack) -> None:
     request = {
         "model": "llava-med",
         # No end in sight: it wanders, and every token said becomes likelier.
@@ -56,23 +54,15 @@ def test_a_client_that_hangs_up_ends_its_generation(stack: Stack) -> None:
         "n": 8,
         "seed": 1,
     }
-    for stream in (True, False):
-        tokens = stack.metric("vllm:generation_tokens_total")
-        with stack.http() as client:
-            try:
-                with client.stream(
-                    "POST",
-                    "/v1/chat/completions",
-                    json=request | {"stream": stream},
-                    timeout=httpx.Timeout(60, read=None if stream else 0.7),
-                ) as response:
-                    for _ in response.iter_lines():
-                        assert _await(lambda: _running(stack) > 0)
-                        break
-            except httpx.ReadTimeout:
-                assert not stream
-        assert _await(lambda: _running(stack) == 0), f"still generating, stream={stream}"
-        assert stack.metric("vllm:generation_tokens_total") - tokens < 2900
+    tokens = stack.metric("vllm:generation_tokens_total")
+    with (
+        stack.http() as client,
+        client.stream("POST", "/v1/chat/completions", json=request | {"stream": True}) as response,
+    ):
+        next(response.iter_lines())
+        assert _await(lambda: _running(stack) > 0)
+    assert _await(lambda: _running(stack) == 0), "still generating"
+    assert stack.metric("vllm:generation_tokens_total") - tokens < 2900
 
 
 def test_many_at_once_are_all_answered(stack: Stack) -> None:

@@ -74,7 +74,6 @@ def test_the_haproxy_wrapper_closes_what_ray_opens_and_keeps_the_rest(tmp_path: 
         "global\n    nbthread 2\nfrontend prometheus\n    bind :9101\n    no log\n"
         "frontend http_frontend\n    bind 127.0.0.1:8000\nlisten stats\n  bind *:8404\n"
         "backend app\n    server a 127.0.0.1:30000\n"
-        "    server SERVE_PROXY_ACTOR-fallback-1 127.0.0.1:8500 check backup\n"
     )
     subprocess.run(
         [loopback.HAPROXY, "-db", "-f", config],
