@@ -52,17 +52,20 @@ def test_a_client_that_leaves_a_stream_ends_its_generation(stack: Stack) -> None
         "frequency_penalty": -2.0,
         "presence_penalty": -2.0,
         "n": 8,
-        "seed": 1,
+        "stream": True,
     }
-    tokens = stack.metric("vllm:generation_tokens_total")
-    with (
-        stack.http() as client,
-        client.stream("POST", "/v1/chat/completions", json=request | {"stream": True}) as response,
-    ):
-        next(response.iter_lines())
-        assert _await(lambda: _running(stack) > 0)
-    assert _await(lambda: _running(stack) == 0), "still generating"
-    assert stack.metric("vllm:generation_tokens_total") - tokens < 2900
+    for _ in range(20):  # where it wanders is random: some answers end before they are seen to run
+        with (
+            stack.http() as client,
+            client.stream("POST", "/v1/chat/completions", json=request) as response,
+        ):
+            next(response.iter_lines())
+            seen = _await(lambda: _running(stack) > 0, timeout_s=0.3)
+        if seen:
+            # A long answer takes about twelve seconds.
+            assert _await(lambda: _running(stack) == 0, timeout_s=3), "still generating"
+            return
+    raise AssertionError("no answer was long enough to leave")
 
 
 def test_many_at_once_are_all_answered(stack: Stack) -> None:
