@@ -9,7 +9,6 @@ from tests.e2e.conftest import Stack
 from tests.e2e.images import ask
 
 HITS = "vllm:prefix_cache_hits_total"
-QUERIES = "vllm:prefix_cache_queries_total"
 
 
 def test_the_same_image_asked_again_hits_the_prefix_cache(stack: Stack) -> None:
