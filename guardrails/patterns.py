@@ -6,15 +6,18 @@ unbounded repetition. What the analysis finds lets StreamGuard hold back as litt
 
 - ``width``: the longest match, in characters;
 - ``heads``: the first words a match can have, where they are finitely many;
-- ``pairs``: which character may follow which inside a match. Text with another pair ends any match
-  under way (the local language that contains the pattern's; McNaughton & Papert 1971).
+- ``prefix``: a pattern for every beginning of a match. Text that it does not match is no match
+  under way, so nothing is held for it.
+
+The regular expression is read with the parser of the standard library and written anew for RE2, so
+that analysis and matching cannot understand it differently.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from re import _constants as sre  # type: ignore[attr-defined]
 from re import _parser  # type: ignore[attr-defined]
 from typing import Any
@@ -22,28 +25,27 @@ from typing import Any
 MAX_WIDTH = 240
 MAX_HEADS = 4096
 _MACRO = re.compile(r"\{([a-z][a-z0-9_]*)\}")
-# Up to four words of one sentence, each with the space behind it.
-_BUILT_IN = {"gap": r"(?:[^ .!?;]{1,24} ){0,4}"}
+# Some words of one sentence, each with the space behind it.
+_BUILT_IN = {f"gap{n or ''}": rf"(?:[^ .!?;]{{1,24}} ){{0,{n or 4}}}" for n in (0, 1, 2, 3)}
 
-ALL = (1 << 128) - 1
+_EVERY = (1 << 128) - 1
 
 
 def _mask(characters: str) -> int:
     return sum(1 << ord(character) for character in set(characters))
 
 
-DIGITS = _mask("0123456789")
+_DIGITS = _mask("0123456789")
 _LOWER, _UPPER = _mask("abcdefghijklmnopqrstuvwxyz"), _mask("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
-LETTERS = _LOWER | _UPPER
-WORD = DIGITS | LETTERS
-_SPACE = _mask(" ")
+_ALNUM = _DIGITS | _LOWER | _UPPER
+_WORD = _ALNUM | _mask("_")
 _CATEGORIES = {
-    sre.CATEGORY_DIGIT: DIGITS,
-    sre.CATEGORY_NOT_DIGIT: ALL & ~DIGITS,
-    sre.CATEGORY_WORD: WORD | _mask("_"),
-    sre.CATEGORY_NOT_WORD: ALL & ~(WORD | _mask("_")),
-    sre.CATEGORY_SPACE: _SPACE,
-    sre.CATEGORY_NOT_SPACE: ALL & ~_SPACE,
+    sre.CATEGORY_DIGIT: _DIGITS,
+    sre.CATEGORY_NOT_DIGIT: _EVERY & ~_DIGITS,
+    sre.CATEGORY_WORD: _WORD,
+    sre.CATEGORY_NOT_WORD: _EVERY & ~_WORD,
+    sre.CATEGORY_SPACE: _mask(" "),
+    sre.CATEGORY_NOT_SPACE: _EVERY & ~_mask(" "),
 }
 
 
@@ -53,13 +55,12 @@ class PatternError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What is known of all texts that a pattern matches. Sets of characters are bit masks."""
+    """What is known of a pattern; ``source`` and ``prefix`` are regular expressions for RE2."""
 
     width: int
-    first: int
-    pairs: tuple[int, ...]  # by character: the characters that may follow it
     heads: frozenset[str] | None  # in lower case; None: more than MAX_HEADS
-    one_word: bool  # whether one word alone can be a match
+    source: str
+    prefix: str
 
 
 def expand(pattern: str, lexicons: Mapping[str, Sequence[str]]) -> str:
@@ -87,6 +88,42 @@ def analyse(pattern: str, *, case_sensitive: bool = False) -> Shape:
     Raises:
         PatternError: not a regular expression, not linear, not bounded, or not ASCII.
     """
+    return _analysed(pattern, case_sensitive=case_sensitive)[0]
+
+
+def analyse_rule(pattern: str, *, case_sensitive: bool = False) -> Shape:
+    """The shape of a pattern that a rule fires on: it begins with a word's first character.
+
+    Raises:
+        PatternError: as analyse; or a match could be empty, or begin with no letter or digit.
+    """
+    shape, part = _analysed(pattern, case_sensitive=case_sensitive)
+    if part.nullable:
+        raise PatternError("matches the empty text")
+    if part.first & ~_ALNUM:
+        raise PatternError("must begin with a letter or a digit")
+    return shape
+
+
+# Ends a head that is whole; a head without it is continued by what follows in the pattern.
+_END = " "
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A part of a pattern: how to write it, its beginnings, and what its neighbours must know."""
+
+    source: str
+    prefix: str
+    nullable: bool
+    first: int  # bit mask of the characters it can begin with
+    heads: frozenset[str] | None
+
+
+_NOTHING = _Part("", "", True, 0, frozenset({""}))
+
+
+def _analysed(pattern: str, *, case_sensitive: bool) -> tuple[Shape, _Part]:
     if not pattern.isascii():
         raise PatternError("patterns are ASCII: text is folded to ASCII before it is matched")
     try:
@@ -96,74 +133,52 @@ def analyse(pattern: str, *, case_sensitive: bool = False) -> Shape:
     except RecursionError:
         raise PatternError("nested too deeply") from None
     if tree.state.flags & ~re.UNICODE:
-        raise PatternError("flags are not for a pattern to set; there is case_sensitive")
+        raise PatternError(_NO_FLAGS)
     width = tree.getwidth()[1]
     if width > MAX_WIDTH:
-        raise PatternError(
-            f"may match more than {MAX_WIDTH} characters: repeat with bounds ({{n,m}})"
-        )
-    pairs = [0] * 128
-    part = _sequence(tree, pairs, case_sensitive)
+        raise PatternError(f"may match over {MAX_WIDTH} characters: repeat with bounds ({{n,m}})")
+    part = _sequence(tree, case_sensitive)
     heads = part.heads and frozenset(head.rstrip(_END) for head in part.heads)
-    return Shape(width, part.first, tuple(pairs), heads, part.one_word)
+    return Shape(width, heads, part.source, part.prefix), part
 
 
-def analyse_rule(pattern: str, *, case_sensitive: bool = False) -> Shape:
-    """The shape of a pattern that a rule fires on: it begins with a word's first character.
-
-    Raises:
-        PatternError: as analyse; or a match could be empty, or begin with no letter or digit.
-    """
-    shape = analyse(pattern, case_sensitive=case_sensitive)
-    if re.fullmatch(pattern, ""):
-        raise PatternError("matches the empty text")
-    if shape.first & ~WORD:
-        raise PatternError("must begin with a letter or a digit")
-    return shape
+_NO_FLAGS = "flags are not for a pattern to set; there is case_sensitive"
 
 
-# Ends a head that is whole; a head without it may be continued by what follows in the pattern.
-_END = " "
+def _sequence(items: Any, case_sensitive: bool) -> _Part:
+    parts = [_item(item, case_sensitive) for item in items]
+    whole = _NOTHING
+    for part in parts:
+        whole = _Part(
+            source=whole.source + part.source,
+            prefix="",
+            nullable=whole.nullable and part.nullable,
+            first=whole.first | (part.first if whole.nullable else 0),
+            heads=_continued(whole.heads, part.heads),
+        )
+    prefix = ""
+    for part in reversed(parts):
+        prefix = f"(?:{part.source}{prefix}|{part.prefix})"
+    return _Part(whole.source, prefix, whole.nullable, whole.first, whole.heads)
 
 
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """A part of a pattern, as far as its neighbours matter to it."""
-
-    nullable: bool
-    first: int
-    last: int
-    heads: frozenset[str] | None
-    one_word: bool  # whether letters and digits alone can match it
-
-
-_NOTHING = _Part(True, 0, 0, frozenset({""}), True)
-
-
-def _sequence(items: Any, pairs: list[int], case_sensitive: bool) -> _Part:
-    part = _NOTHING
-    for item in items:
-        part = _join(part, _item(item, pairs, case_sensitive), pairs)
-    return part
-
-
-def _item(item: tuple[Any, Any], pairs: list[int], case_sensitive: bool) -> _Part:
+def _item(item: tuple[Any, Any], case_sensitive: bool) -> _Part:
     operator, argument = item
     match operator:
         case sre.LITERAL | sre.NOT_LITERAL | sre.IN | sre.ANY:
             return _character(_characters(operator, argument, case_sensitive))
         case sre.BRANCH:
-            return _either([_sequence(branch, pairs, case_sensitive) for branch in argument[1]])
+            return _either([_sequence(branch, case_sensitive) for branch in argument[1]])
         case sre.SUBPATTERN:
             _, added, removed, inner = argument
             if added or removed:
-                raise PatternError("flags are not for a pattern to set; there is case_sensitive")
-            return _sequence(inner, pairs, case_sensitive)
+                raise PatternError(_NO_FLAGS)
+            return _grouped(_sequence(inner, case_sensitive))
         case sre.MAX_REPEAT | sre.MIN_REPEAT:
             least, most, inner = argument
-            return _repeat(_sequence(inner, pairs, case_sensitive), least, most, pairs)
+            return _repeat(_sequence(inner, case_sensitive), least, most)
         case sre.AT if argument is sre.AT_BOUNDARY:
-            return _NOTHING
+            return _Part(r"\b", "", True, 0, frozenset({""}))
         case sre.AT:
             raise PatternError("anchors (^, $, \\A, \\Z, \\B) are not for a stream")
         case sre.ASSERT | sre.ASSERT_NOT:
@@ -175,13 +190,13 @@ def _item(item: tuple[Any, Any], pairs: list[int], case_sensitive: bool) -> _Par
 
 
 def _characters(operator: Any, argument: Any, case_sensitive: bool) -> int:
-    """The mask of an item that matches one character."""
+    """The bit mask of an item that matches one character."""
     if operator is sre.ANY:
-        return ALL
+        return _EVERY
     if operator is sre.LITERAL:
         return _cases(1 << argument, case_sensitive)
     if operator is sre.NOT_LITERAL:
-        return ALL & ~_cases(1 << argument, case_sensitive)
+        return _EVERY & ~_cases(1 << argument, case_sensitive)
     mask, negated = 0, False
     for kind, value in argument:
         match kind:
@@ -193,8 +208,8 @@ def _characters(operator: Any, argument: Any, case_sensitive: bool) -> int:
                 mask |= (2 << value[1]) - (1 << value[0])
             case sre.CATEGORY:
                 mask |= _CATEGORIES[value]
-    mask = _cases(mask & ALL, case_sensitive)
-    return ALL & ~mask if negated else mask
+    mask = _cases(mask & _EVERY, case_sensitive)
+    return _EVERY & ~mask if negated else mask
 
 
 def _cases(mask: int, case_sensitive: bool) -> int:
@@ -203,69 +218,54 @@ def _cases(mask: int, case_sensitive: bool) -> int:
     return mask | (mask & _LOWER) >> 32 | (mask & _UPPER) << 32
 
 
-def bits(mask: int) -> list[int]:
-    """The characters of a mask."""
-    return [bit for bit in range(128) if mask >> bit & 1]
-
-
 def _character(mask: int) -> _Part:
-    heads = {chr(bit).lower() for bit in bits(mask & WORD)}
-    if mask & ~WORD:
+    characters = [bit for bit in range(128) if mask >> bit & 1]
+    if not characters:
+        raise PatternError("a set of characters that matches none")
+    written = "".join(f"\\x{character:02x}" for character in characters)
+    source = f"[{written}]" if len(characters) > 1 else written
+    heads = {chr(character).lower() for character in characters if _ALNUM >> character & 1}
+    if mask & ~_ALNUM:
         heads.add(_END)
-    return _Part(False, mask, mask, frozenset(heads), bool(mask & WORD))
+    return _Part(source, f"{source}?", False, mask, frozenset(heads))
+
+
+def _grouped(part: _Part) -> _Part:
+    return _Part(f"(?:{part.source})", part.prefix, part.nullable, part.first, part.heads)
 
 
 def _either(branches: list[_Part]) -> _Part:
     heads: frozenset[str] | None = frozenset()
+    first = 0
     for branch in branches:
         heads = None if heads is None or branch.heads is None else heads | branch.heads
-    first = last = 0
-    for branch in branches:
-        first, last = first | branch.first, last | branch.last
+        first |= branch.first
     return _Part(
+        source=f"(?:{'|'.join(branch.source for branch in branches)})",
+        prefix=f"(?:{'|'.join(branch.prefix for branch in branches)})",
         nullable=any(branch.nullable for branch in branches),
         first=first,
-        last=last,
         heads=heads,
-        one_word=any(branch.one_word for branch in branches),
     )
 
 
-def _repeat(part: _Part, least: int, most: int, pairs: list[int]) -> _Part:
-    if most > 1:
-        _follow(part, part, pairs)
-    heads = None if part.heads is None else part.heads | {""}
-    optional = replace(part, nullable=True, heads=heads, one_word=True)
-    repeated = _NOTHING
+def _repeat(part: _Part, least: int, most: int) -> _Part:
+    if most == 0:
+        return _NOTHING
+    heads: frozenset[str] | None = frozenset({""})
+    optional = None if part.heads is None else part.heads | {""}
     for number in range(most):
-        once = part if number < least else optional
-        before = repeated.heads
-        repeated = _Part(
-            nullable=repeated.nullable and once.nullable,
-            first=part.first,
-            last=part.last,
-            heads=_continued(before, once.heads),
-            one_word=repeated.one_word and once.one_word,
-        )
-        if number >= least and repeated.heads == before:
+        before = heads
+        heads = _continued(heads, part.heads if number < least else optional)
+        if number >= least and heads == before:
             break
-    return repeated
-
-
-def _join(left: _Part, right: _Part, pairs: list[int]) -> _Part:
-    _follow(left, right, pairs)
     return _Part(
-        nullable=left.nullable and right.nullable,
-        first=left.first | (right.first if left.nullable else 0),
-        last=right.last | (left.last if right.nullable else 0),
-        heads=_continued(left.heads, right.heads),
-        one_word=left.one_word and right.one_word,
+        source=f"(?:{part.source}){{{least},{most}}}",
+        prefix=f"(?:{part.source}){{0,{most - 1}}}{part.prefix}",
+        nullable=least == 0 or part.nullable,
+        first=part.first,
+        heads=heads,
     )
-
-
-def _follow(left: _Part, right: _Part, pairs: list[int]) -> None:
-    for character in bits(left.last):
-        pairs[character] |= right.first
 
 
 def _continued(left: frozenset[str] | None, right: frozenset[str] | None) -> frozenset[str] | None:

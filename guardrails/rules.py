@@ -15,16 +15,7 @@ from typing import Any, cast
 
 import re2
 
-from guardrails.patterns import (
-    ALL,
-    DIGITS,
-    LETTERS,
-    PatternError,
-    Shape,
-    analyse,
-    analyse_rule,
-    bits,
-)
+from guardrails.patterns import PatternError, analyse, analyse_rule
 
 # Longer words are names of nothing; a rule sees their first part.
 MAX_WORD = 64
@@ -52,59 +43,46 @@ class Rule:
     patterns: tuple[str, ...]
     unless_before: tuple[str, ...] = ()
     unless_after: tuple[str, ...] = ()
+    unless_within: tuple[str, ...] = ()
     case_sensitive: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class CompiledPattern:
-    """One pattern of a rule, which can be asked for its match at a place."""
+    """One pattern of a rule, which can be asked whether it goes on and what it matched."""
 
     rule: Rule
-    source: str
-    shape: Shape  # of the pattern
-    reach: Shape  # of the pattern with the context behind it
+    width: int
+    reach: int  # width with the context behind it
+    heads: frozenset[str] | None
+    holds: bool  # whether text is held back for it; flags and escalations let it go
     before_width: int
-    compiled: Any
-    before: Any | None
-    after: Any | None
+    _pattern: Any
+    _prefix: Any
+    _before: Any | None
+    _after: Any | None
+    _within: Any | None
 
-    @property
-    def holds(self) -> bool:
-        """Whether text is held back for it; flags and escalations let it go."""
-        return self.rule.action in HOLDING
+    def goes_on(self, shadow: bytes, start: int) -> bool:
+        """Whether all of the text from ``start`` on is the beginning of a match."""
+        return self._prefix.fullmatch(shadow, start) is not None
 
     def match(self, shadow: bytes, start: int) -> int | None:
         """The end of the longest match that begins at ``start``, unless its context excuses it."""
         # One more than the width: whether the last word is whole shows in the character behind it.
-        match = self.compiled.match(shadow, start, start + self.shape.width + 1)
+        match = self._pattern.match(shadow, start, start + self.width + 1)
         if match is None:
             return None
         end = cast("int", match.end())
-        if self.before is not None:
+        if self._within is not None and self._within.search(shadow, start, end) is not None:
+            return None
+        if self._before is not None:
             context = shadow[max(0, start - self.before_width - 1) : start]
-            if self.before.search(context) is not None:
+            if self._before.search(context) is not None:
                 return None
-        if self.after is not None and self.after.match(shadow, end) is not None:
+        if self._after is not None and self._after.match(shadow, end) is not None:
             return None
         return end
-
-
-@dataclass(frozen=True, slots=True)
-class Group:
-    """Patterns that begin with the same words: one look says whether any matches at a place."""
-
-    holds: bool
-    patterns: tuple[CompiledPattern, ...]
-    any: Any
-    width: int  # of the longest match with the context behind it
-    dead: re.Pattern[bytes]  # two characters that no match holds side by side
-
-    def matches(self, shadow: bytes, start: int) -> list[tuple[Rule, int]]:
-        """The rules that fire at ``start``, each with the end of its match."""
-        if self.any.match(shadow, start, start + self.width + 1) is None:
-            return []
-        ends = ((pattern.rule, pattern.match(shadow, start)) for pattern in self.patterns)
-        return [(rule, end) for rule, end in ends if end is not None]
 
 
 class RuleSet:
@@ -115,51 +93,41 @@ class RuleSet:
     """
 
     def __init__(self, rules: Iterable[Rule]) -> None:
-        parts = [part for rule in rules for part in _compiled(rule)]
+        patterns = [pattern for rule in rules for pattern in _compiled(rule)]
         # Text before a match that its exceptions may look at.
-        self.context = max((part.before_width for part in parts), default=0) + 1
-        self.width = max((part.shape.width for part in parts), default=0)
-        self._open = [(part.shape, _group([part])) for part in parts if part.shape.heads is None]
-        by_head: dict[str, list[CompiledPattern]] = {}
-        for part in parts:
-            for head in part.shape.heads or ():
-                by_head.setdefault(head, []).append(part)
-        groups: dict[tuple[int, ...], tuple[Group, ...]] = {}
-        self._headed: dict[bytes, tuple[Group, ...]] = {}
-        for head, members in by_head.items():
-            key = tuple(id(member) for member in members)
-            if key not in groups:
-                groups[key] = tuple(
-                    _group(chosen)
-                    for holds in (True, False)
-                    if (chosen := [part for part in members if part.holds is holds])
-                )
-            self._headed[head.encode()] = groups[key]
-        self._opened: dict[tuple[int, int, int | None], tuple[Group, ...]] = {}
+        self.context = max((pattern.before_width for pattern in patterns), default=0) + 1
+        self.width = max((pattern.reach for pattern in patterns), default=0)
+        self._headed: dict[bytes, tuple[CompiledPattern, ...]] = {}
+        for pattern in patterns:
+            for head in pattern.heads or ():
+                key = head.encode()
+                self._headed[key] = (*self._headed.get(key, ()), pattern)
+        self._headless = [pattern for pattern in patterns if pattern.heads is None]
+        self._known: dict[bytes, tuple[CompiledPattern, ...]] = {}
 
-    def beginning(self, word: bytes, following: int | None) -> tuple[Group, ...]:
-        """The groups of which a match may begin with this word.
+    def beginning(self, word: bytes, text: bytes) -> tuple[CompiledPattern, ...]:
+        """The patterns of which a match may begin with this word.
 
         Args:
             word: a whole word, or the first MAX_WORD characters of one.
-            following: the character behind it; None where the text ends.
+            text: the word with the character behind it, unless the text ends there.
         """
-        headed = self._headed.get(word.lower(), ())
-        if not self._open:
-            return headed
-        key = (word[0], word[-1], following)
-        opened = self._opened.get(key)
-        if opened is None:
-            opened = self._opened[key] = tuple(
-                group
-                for shape, group in self._open
-                if shape.first >> word[0] & 1
-                and (
-                    shape.one_word
-                    or (following is not None and shape.pairs[word[-1]] >> following & 1)
-                )
+        patterns = self._headed.get(word.lower(), ())
+        if not self._headless:
+            return patterns
+        headless = self._known.get(text)
+        if headless is None:
+            headless = tuple(
+                pattern
+                for pattern in self._headless
+                if pattern.goes_on(text, 0) or pattern.match(text, 0) is not None
             )
-        return headed + opened if opened else headed
+            if len(self._known) < _MAX_KNOWN:
+                self._known[text] = headless
+        return patterns + headless
+
+
+_MAX_KNOWN = 20_000  # words remembered, to look at each only once
 
 
 def _compiled(rule: Rule) -> list[CompiledPattern]:
@@ -171,72 +139,41 @@ def _compiled(rule: Rule) -> list[CompiledPattern]:
 
 def _compiled_pattern(rule: Rule, pattern: str) -> CompiledPattern:
     case = rule.case_sensitive
-    before, after = "|".join(rule.unless_before), "|".join(rule.unless_after)
     shape = analyse_rule(pattern, case_sensitive=case)
-    options = _options(case_sensitive=case)
+    before, after, within = (
+        analyse("|".join(texts), case_sensitive=case) if texts else None
+        for texts in (rule.unless_before, rule.unless_after, rule.unless_within)
+    )
+    reach = shape
+    if rule.unless_after:
+        behind = "|".join(rule.unless_after)
+        reach = analyse(f"(?:{pattern})(?:{behind})?", case_sensitive=case)
     return CompiledPattern(
         rule=rule,
-        source=pattern,
-        shape=shape,
-        reach=analyse(f"(?:{pattern})(?:{after})?", case_sensitive=case) if after else shape,
-        before_width=analyse(before, case_sensitive=case).width if before else 0,
-        compiled=_compile(rf"(?:{pattern})\b", options),
-        before=_compile(rf"\b(?:{before})\z", options) if before else None,
-        after=_compile(rf"(?:{after})\b", options) if after else None,
+        width=shape.width,
+        reach=reach.width,
+        heads=shape.heads,
+        holds=rule.action in HOLDING,
+        before_width=before.width if before else 0,
+        _pattern=_compile(rf"(?:{shape.source})\b"),
+        _prefix=_compile(reach.prefix),
+        _before=_compile(rf"\b(?:{before.source})\z") if before else None,
+        _after=_compile(rf"(?:{after.source})\b") if after else None,
+        _within=_compile(rf"\b(?:{within.source})\b") if within else None,
     )
 
 
-def _options(*, case_sensitive: bool) -> Any:
+def _compile(pattern: str) -> Any:
     options = re2.Options()
-    options.case_sensitive = case_sensitive
     options.longest_match = True
     options.encoding = re2.Options.Encoding.LATIN1
+    options.never_capture = True
     options.log_errors = False
-    return options
-
-
-def _compile(pattern: str, options: Any) -> Any:
+    options.max_mem = _MAX_MEMORY
     try:
         return re2.compile(pattern.encode(), options)
-    except re2.error as error:
-        reason = error.args[0]
-        text = reason.decode() if isinstance(reason, bytes) else str(reason)
-        raise PatternError(f"not supported in linear time: {text}") from None
+    except re2.error:
+        raise PatternError("too large: shorten its lists or repetitions") from None
 
 
-def _group(patterns: list[CompiledPattern]) -> Group:
-    # Case is ignored unless all of them mind it: this one only says where to look closer.
-    options = _options(case_sensitive=all(part.rule.case_sensitive for part in patterns))
-    return Group(
-        holds=patterns[0].holds,
-        patterns=tuple(patterns),
-        any=_compile(rf"(?:{'|'.join(part.source for part in patterns)})\b", options),
-        width=max(part.reach.width for part in patterns),
-        dead=_dead([part.reach.pairs for part in patterns]),
-    )
-
-
-def _dead(tables: list[tuple[int, ...]]) -> re.Pattern[bytes]:
-    """Finds two neighbours that no table allows. Letters count as one, and digits as one."""
-    allowed = [0] * 128
-    for table in tables:
-        allowed = [mine | theirs for mine, theirs in zip(allowed, table, strict=True)]
-    for kind in (LETTERS, DIGITS):
-        together = 0
-        for character in bits(kind):
-            together |= allowed[character]
-        for character in bits(kind):
-            allowed[character] = together
-    by_allowed: dict[int, int] = {}
-    for character, mask in enumerate(allowed):
-        by_allowed[mask] = by_allowed.get(mask, 0) | 1 << character
-    alternatives = [
-        f"{_set(characters)}{_set(ALL & ~mask)}"
-        for mask, characters in by_allowed.items()
-        if mask != ALL
-    ]
-    return re.compile("|".join(alternatives).encode() if alternatives else rb"(?!)")
-
-
-def _set(mask: int) -> str:
-    return "[" + "".join(f"\\x{character:02x}" for character in bits(mask)) + "]"
+_MAX_MEMORY = 64 << 20  # bytes for one pattern's automaton; it grows only as texts need it

@@ -5,29 +5,27 @@ the whole text at once: it ends before the leftmost match of a blocking rule, an
 place of every match of a redacting one.
 
 Why that holds. A match begins at the start of a word. When the word is whole, the rule set says
-which matches may begin there; if any, the place becomes a *candidate*. A candidate is decided once
-no match at it can go on: two characters side by side that no match contains, or the longest
-width reached, or the text's end. Text is released up to the earliest undecided candidate or the
-start of the last, unfinished word. So a character leaves only when every match that could contain
-it has been decided. Work: each new character is looked at once, and once more for each candidate
-that is still open; candidates live no longer than the widest rule.
+which patterns may match there: these become *candidates*. A candidate is decided once the text from
+its start on is no longer the beginning of a match, or the text ends. Text is released up to the
+earliest undecided candidate or the start of the last, unfinished word. So a character leaves only
+when every match that could contain it has been decided. Work: each new character is looked at once,
+and once more for each open candidate, which lives no longer than its pattern is wide.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from guardrails.folding import Folder
-from guardrails.rules import WORD_BYTES, Action, Group, RuleSet
+from guardrails.rules import WORD_BYTES, Action, CompiledPattern, RuleSet
 
 _KEPT = 1024  # characters of decided shadow kept before it is dropped in one go
 
 
-@dataclass(slots=True)
-class _Candidate:
+class _Candidate(NamedTuple):
     start: int
-    group: Group
-    checked: int
+    pattern: CompiledPattern
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -93,7 +91,7 @@ class StreamGuard:
             self._decide(final=final)
         limit = self._scanned
         for candidate in self._open:
-            if candidate.group.holds and candidate.start < limit:
+            if candidate.pattern.holds and candidate.start < limit:
                 limit = candidate.start
         if self._cut is not None:
             limit = min(limit, self._cut)
@@ -109,34 +107,26 @@ class StreamGuard:
     def _find_candidates(self, *, final: bool) -> None:
         """Notes where matches may begin, up to the last whole word."""
         shadow, base = self._shadow, self._shadow_start
-        length = len(shadow)
+        length, beginning = len(shadow), self._rules.beginning
         for word in WORD_BYTES.finditer(shadow, self._scanned - base):
             start, end = word.span()
             if end == length and not final:
                 self._scanned = base + start
                 return
-            following = shadow[end] if end < length else None
-            for group in self._rules.beginning(word[0], following):
-                self._open.append(_Candidate(base + start, group, base + start))
+            for pattern in beginning(word[0], shadow[start : end + 1]):
+                self._open.append(_Candidate(base + start, pattern))
         self._scanned = base + length
 
     def _decide(self, *, final: bool) -> None:
         """Decides the candidates at which no match can go on."""
         shadow, base = self._shadow, self._shadow_start
-        length = len(shadow)
         still_open = []
         for candidate in self._open:
-            start, group = candidate.start - base, candidate.group
-            if (
-                final
-                or length - start > group.width
-                or group.dead.search(shadow, candidate.checked - base) is not None
-            ):
-                for rule, end in group.matches(shadow, start):
-                    self._fire(Hit(candidate.start, base + end, rule.id, rule.action))
-            else:
-                candidate.checked = base + length - 1
+            start, pattern = candidate
+            if not final and pattern.goes_on(shadow, start - base):
                 still_open.append(candidate)
+            elif (end := pattern.match(shadow, start - base)) is not None:
+                self._fire(Hit(start, base + end, pattern.rule.id, pattern.rule.action))
         self._open = still_open
 
     def _fire(self, hit: Hit) -> None:
