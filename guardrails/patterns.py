@@ -18,6 +18,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from re import _constants as sre  # type: ignore[attr-defined]
 from re import _parser  # type: ignore[attr-defined]
 from typing import Any
@@ -67,9 +68,14 @@ def expand(pattern: str, lexicons: Mapping[str, Sequence[str]]) -> str:
     """The pattern with ``{name}`` replaced by the alternatives of the lexicon of that name.
 
     Raises:
-        PatternError: there is no such lexicon.
+        PatternError: there is no such lexicon, or it contains itself.
     """
+    return _expanded(pattern, lexicons, ())
 
+
+def _expanded(
+    pattern: str, lexicons: Mapping[str, Sequence[str]], within: tuple[str, ...]
+) -> str:
     def replace(macro: re.Match[str]) -> str:
         name = macro[1]
         if name in _BUILT_IN:
@@ -77,7 +83,10 @@ def expand(pattern: str, lexicons: Mapping[str, Sequence[str]]) -> str:
         if name not in lexicons:
             known = ", ".join(sorted({*lexicons, *_BUILT_IN}))
             raise PatternError(f"there is no lexicon {name!r}; known: {known}")
-        return f"(?:{'|'.join(lexicons[name])})"
+        if name in within:
+            raise PatternError(f"the lexicon {name!r} contains itself")
+        texts = (_expanded(text, lexicons, (*within, name)) for text in lexicons[name])
+        return f"(?:{'|'.join(texts)})"
 
     return _MACRO.sub(replace, pattern)
 
@@ -123,6 +132,7 @@ class _Part:
 _NOTHING = _Part("", "", True, 0, frozenset({""}))
 
 
+@lru_cache(maxsize=4096)
 def _analysed(pattern: str, *, case_sensitive: bool) -> tuple[Shape, _Part]:
     if not pattern.isascii():
         raise PatternError("patterns are ASCII: text is folded to ASCII before it is matched")
@@ -218,6 +228,7 @@ def _cases(mask: int, case_sensitive: bool) -> int:
     return mask | (mask & _LOWER) >> 32 | (mask & _UPPER) << 32
 
 
+@lru_cache(maxsize=1024)
 def _character(mask: int) -> _Part:
     characters = [bit for bit in range(128) if mask >> bit & 1]
     if not characters:

@@ -11,11 +11,12 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, cast
+from functools import lru_cache
+from typing import Any, NamedTuple, cast
 
 import re2
 
-from guardrails.patterns import PatternError, analyse, analyse_rule
+from guardrails.patterns import PatternError, Shape, analyse, analyse_rule
 
 # Longer words are names of nothing; a rule sees their first part.
 MAX_WORD = 64
@@ -29,6 +30,23 @@ class Action(StrEnum):
     REDACT = "redact"  # the match is replaced
     FLAG = "flag"  # a verdict, the text goes out
     ESCALATE = "escalate"  # a verdict, and a clinician is to look at once
+
+
+class Stage(StrEnum):
+    """Where a rule looks: at what the client sends, or at what the model answers."""
+
+    INPUT = "input"
+    OUTPUT = "output"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Verdict:
+    """What one rule decided of a text; ``finding`` where it is about one."""
+
+    rule: str
+    action: Action
+    stage: Stage
+    finding: str = ""
 
 
 HOLDING = frozenset({Action.BLOCK, Action.REDACT})
@@ -48,14 +66,12 @@ class Rule:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class CompiledPattern:
-    """One pattern of a rule, which can be asked whether it goes on and what it matched."""
+class Automaton:
+    """A pattern with its exceptions, compiled: whether it goes on, and what it matched."""
 
-    rule: Rule
     width: int
     reach: int  # width with the context behind it
     heads: frozenset[str] | None
-    holds: bool  # whether text is held back for it; flags and escalations let it go
     before_width: int
     _pattern: Any
     _prefix: Any
@@ -85,6 +101,14 @@ class CompiledPattern:
         return end
 
 
+class CompiledPattern(NamedTuple):
+    """One pattern of a rule."""
+
+    rule: Rule
+    automaton: Automaton
+    holds: bool  # whether text is held back for it; flags and escalations let it go
+
+
 class RuleSet:
     """The rules of one stage.
 
@@ -95,14 +119,14 @@ class RuleSet:
     def __init__(self, rules: Iterable[Rule]) -> None:
         patterns = [pattern for rule in rules for pattern in _compiled(rule)]
         # Text before a match that its exceptions may look at.
-        self.context = max((pattern.before_width for pattern in patterns), default=0) + 1
-        self.width = max((pattern.reach for pattern in patterns), default=0)
+        self.context = max((pattern.automaton.before_width for pattern in patterns), default=0) + 1
+        self.width = max((pattern.automaton.reach for pattern in patterns), default=0)
         self._headed: dict[bytes, tuple[CompiledPattern, ...]] = {}
         for pattern in patterns:
-            for head in pattern.heads or ():
+            for head in pattern.automaton.heads or ():
                 key = head.encode()
                 self._headed[key] = (*self._headed.get(key, ()), pattern)
-        self._headless = [pattern for pattern in patterns if pattern.heads is None]
+        self._headless = [pattern for pattern in patterns if pattern.automaton.heads is None]
         self._known: dict[bytes, tuple[CompiledPattern, ...]] = {}
 
     def beginning(self, word: bytes, text: bytes) -> tuple[CompiledPattern, ...]:
@@ -120,7 +144,8 @@ class RuleSet:
             headless = tuple(
                 pattern
                 for pattern in self._headless
-                if pattern.goes_on(text, 0) or pattern.match(text, 0) is not None
+                if pattern.automaton.goes_on(text, 0)
+                or pattern.automaton.match(text, 0) is not None
             )
             if len(self._known) < _MAX_KNOWN:
                 self._known[text] = headless
@@ -131,38 +156,61 @@ _MAX_KNOWN = 20_000  # words remembered, to look at each only once
 
 
 def _compiled(rule: Rule) -> list[CompiledPattern]:
+    context = (rule.unless_before, rule.unless_after, rule.unless_within)
     try:
-        return [_compiled_pattern(rule, pattern) for pattern in rule.patterns]
+        return [
+            CompiledPattern(
+                rule,
+                compile_pattern(pattern, *context, case_sensitive=rule.case_sensitive),
+                rule.action in HOLDING,
+            )
+            for pattern in rule.patterns
+        ]
     except PatternError as error:
         raise PatternError(f"rule {rule.id}: {error}") from None
 
 
-def _compiled_pattern(rule: Rule, pattern: str) -> CompiledPattern:
-    case = rule.case_sensitive
-    shape = analyse_rule(pattern, case_sensitive=case)
+@lru_cache(maxsize=4096)  # a rule stands in several rule sets, and most survive a new policy
+def compile_pattern(
+    pattern: str,
+    unless_before: tuple[str, ...] = (),
+    unless_after: tuple[str, ...] = (),
+    unless_within: tuple[str, ...] = (),
+    *,
+    case_sensitive: bool = False,
+) -> Automaton:
+    """One pattern with its exceptions, ready for streams.
+
+    Raises:
+        PatternError: it cannot guard a stream.
+    """
+    shape = analyse_rule(pattern, case_sensitive=case_sensitive)
     before, after, within = (
-        analyse("|".join(texts), case_sensitive=case) if texts else None
-        for texts in (rule.unless_before, rule.unless_after, rule.unless_within)
+        _context("|".join(texts), case_sensitive) if texts else None
+        for texts in (unless_before, unless_after, unless_within)
     )
-    reach = shape
-    if rule.unless_after:
-        behind = "|".join(rule.unless_after)
-        reach = analyse(f"(?:{pattern})(?:{behind})?", case_sensitive=case)
-    return CompiledPattern(
-        rule=rule,
+    return Automaton(
         width=shape.width,
-        reach=reach.width,
+        reach=shape.width + (after.width if after else 0),
         heads=shape.heads,
-        holds=rule.action in HOLDING,
         before_width=before.width if before else 0,
         _pattern=_compile(rf"(?:{shape.source})\b"),
-        _prefix=_compile(reach.prefix),
+        # Behind a match, what follows may still excuse it.
+        _prefix=_compile(
+            rf"(?:{shape.prefix}|(?:{shape.source}){after.prefix})" if after else shape.prefix
+        ),
         _before=_compile(rf"\b(?:{before.source})\z") if before else None,
         _after=_compile(rf"(?:{after.source})\b") if after else None,
         _within=_compile(rf"\b(?:{within.source})\b") if within else None,
     )
 
 
+@lru_cache(maxsize=1024)
+def _context(pattern: str, case_sensitive: bool) -> Shape:
+    return analyse(pattern, case_sensitive=case_sensitive)
+
+
+@lru_cache(maxsize=8192)
 def _compile(pattern: str) -> Any:
     options = re2.Options()
     options.longest_match = True

@@ -123,9 +123,10 @@ class StreamGuard:
         still_open = []
         for candidate in self._open:
             start, pattern = candidate
-            if not final and pattern.goes_on(shadow, start - base):
+            automaton = pattern.automaton
+            if not final and automaton.goes_on(shadow, start - base):
                 still_open.append(candidate)
-            elif (end := pattern.match(shadow, start - base)) is not None:
+            elif (end := automaton.match(shadow, start - base)) is not None:
                 self._fire(Hit(start, base + end, pattern.rule.id, pattern.rule.action))
         self._open = still_open
 

@@ -1,0 +1,159 @@
+"""What an answer says of findings: over-calls, contradictions, and urgent ones.
+
+Reads the answer sentence by sentence as it is made. Text goes through at once, unless the policy
+redacts or blocks over-calls: then a sentence is held until it is whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from guardrails.findings import Assertion, Mention, sentences
+from guardrails.folding import fold
+from guardrails.policy import Policy
+from guardrails.rules import HOLDING, Action, Stage, Verdict
+from guardrails.templates import AnswerFormat, Finding, Status, Template
+
+# A sentence without an end is cut here, so that the work on each word stays bounded.
+MAX_SENTENCE = 600
+_AFFIRMED = frozenset({Assertion.PRESENT, Assertion.UNCERTAIN})
+_ENDS = frozenset('.!?;\n"')
+_HEAD_END = "explanation:"  # in the finding template, what stands before is the status
+
+
+def mentions(policy: Policy, text: str) -> Iterator[Mention]:
+    """All findings that a text names, with what it says of them."""
+    for start, end in sentences(text):
+        yield from policy.detector.mentions(fold(text[start:end]))
+
+
+def spoken_of(policy: Policy, names: Iterable[str]) -> frozenset[str]:
+    """The findings, and those that are spoken about with them."""
+    reached: set[str] = set()
+    pending = list(names)
+    while pending:
+        name = pending.pop()
+        if name not in reached:
+            reached.add(name)
+            pending += policy.findings[name].implies
+    return frozenset(reached)
+
+
+class FindingsRail:
+    """Assesses one answer. ``push`` its chunks, then ``finish``; then ask for the verdicts."""
+
+    def __init__(
+        self, policy: Policy, *, template: Template, answer_format: AnswerFormat, question: str
+    ) -> None:
+        self._policy = policy
+        self._json = answer_format is AnswerFormat.JSON
+        asked = {mention.finding for mention in mentions(policy, question)}
+        self._asked = spoken_of(policy, asked)
+        self._overcall = policy.file.actions.overcall
+        self._holds = self._overcall in HOLDING
+        # Where the question names no finding ("Describe the image"), none is unasked for.
+        self._judges = self._overcall is not None and bool(asked or template is Template.FINDING)
+        # In a finding answer the status stands first; it is read by the template's parser.
+        self._in_head = template is Template.FINDING and not self._json
+        self._text = ""  # from the start of the first sentence that is not whole
+        self._said: dict[str, set[Assertion]] = {}
+        self._urgent: set[str] = set()
+        self._overcalled: set[str] = set()
+        self.blocked = False
+
+    def push(self, text: str) -> str:
+        """Takes the next chunk of guarded text; returns what may leave."""
+        if self.blocked:
+            return ""
+        self._text += text
+        assessed = self._assess(final=False)
+        return assessed if self._holds else text
+
+    def finish(self) -> str:
+        """Ends the answer; returns what may leave of what was held."""
+        assessed = "" if self.blocked else self._assess(final=True)
+        return assessed if self._holds else ""
+
+    def verdicts(self, finding: Finding | None) -> Iterator[Verdict]:
+        """What was decided. ``finding`` is the answer to a finding question, parsed."""
+        actions = self._policy.file.actions
+        for name in sorted(self._overcalled):
+            yield Verdict("overcall", Action(actions.overcall or "flag"), Stage.OUTPUT, name)
+        if finding is not None and actions.inconsistent:
+            for name in sorted(self._asked & self._said.keys()):
+                if _contradicts(finding.status, self._said[name]):
+                    yield Verdict(
+                        "inconsistent_finding", Action(actions.inconsistent), Stage.OUTPUT, name
+                    )
+        if actions.urgent:
+            for name in sorted(self._urgent | self._urgent_by_status(finding)):
+                yield Verdict("urgent_finding", Action(actions.urgent), Stage.OUTPUT, name)
+
+    def _urgent_by_status(self, finding: Finding | None) -> set[str]:
+        """Urgent findings that were asked about and are not denied."""
+        if finding is None or finding.status is Status.ABSENT:
+            return set()
+        return {name for name in self._asked if self._policy.findings[name].urgent}
+
+    def _assess(self, *, final: bool) -> str:
+        """Judges the sentences that are whole; returns them as they may leave."""
+        out = ""
+        if self._in_head:
+            head, separator, rest = self._text.partition(_HEAD_END)
+            if not separator and not final:
+                return ""
+            self._in_head = False
+            out, self._text = head + separator, rest
+        if not final and _ENDS.isdisjoint(self._text) and len(self._text) <= MAX_SENTENCE:
+            return out
+        text, place = self._text, 0
+        for start, end in self._whole(text, final=final):
+            out += text[place:start]
+            if self._judge(text[start:end]) and self._holds:
+                if self._overcall is Action.BLOCK:
+                    self.blocked = True
+                    return out
+                out += self._policy.file.mark
+            else:
+                out += text[start:end]
+            place = end
+        self._text = "" if final else text[place:]
+        return out + text[place:] if final else out
+
+    def _whole(self, text: str, *, final: bool) -> Iterator[tuple[int, int]]:
+        """The sentences of ``text`` that are whole. A JSON string's quotes end one."""
+        pieces = text.split('"') if self._json else [text]
+        at = 0
+        for number, piece in enumerate(pieces):
+            spans = [(at + start, at + end) for start, end in sentences(piece)]
+            still_open = not final and number == len(pieces) - 1
+            for start, end in spans:
+                for cut in range(start, end, MAX_SENTENCE):
+                    until = min(cut + MAX_SENTENCE, end)
+                    if not (still_open and until == spans[-1][1]):
+                        yield cut, until
+            at += len(piece) + 1
+
+    def _judge(self, sentence: str) -> bool:
+        """Notes what a sentence says; returns whether it calls a finding nobody asked about."""
+        overcalls = False
+        for mention in self._policy.detector.mentions(fold(sentence)):
+            name = mention.finding
+            self._said.setdefault(name, set()).add(mention.assertion)
+            if mention.assertion not in _AFFIRMED:
+                continue
+            if mention.urgent:
+                self._urgent.add(name)
+            if self._judges and self._asked.isdisjoint(spoken_of(self._policy, [name])):
+                overcalls = True
+                self._overcalled.add(name)
+        return overcalls
+
+
+def _contradicts(status: Status, said: set[Assertion]) -> bool:
+    """Whether an explanation says outright the reverse of the answer's status."""
+    if status is Status.ABSENT:
+        return Assertion.PRESENT in said
+    if status is Status.PRESENT:
+        return said == {Assertion.ABSENT}
+    return False

@@ -1,0 +1,365 @@
+"""The policy file: one YAML document that says what may leave, checked whole before it is used.
+
+A policy is used only when all of it holds: its schema, every pattern, every example that its rules
+carry. Otherwise PolicyError lists each problem with file, line and field.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from hashlib import sha256
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from guardrails.findings import Assertion, AssertionRules, Cue, FindingDetector, FindingEntry
+from guardrails.patterns import PatternError, analyse, analyse_rule, expand
+from guardrails.rules import Action, Rule, RuleSet, Stage
+from guardrails.stream import StreamGuard
+from guardrails.templates import Template, TemplateText
+
+Location = tuple[str | int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong with a policy file. ``line`` counts from 1."""
+
+    source: str
+    line: int
+    field: str
+    message: str
+
+    def __str__(self) -> str:
+        where = f"{self.field}: " if self.field else ""
+        return f"{self.source}:{self.line}: {where}{self.message}"
+
+
+class PolicyError(ValueError):
+    """A policy that is not fit for use."""
+
+    def __init__(self, problems: list[Problem]) -> None:
+        super().__init__("\n".join(map(str, problems)))
+        self.problems = problems
+
+
+# --- the file ----------------------------------------------------------------------------------
+
+
+class _Closed(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+_Text = Annotated[str, Field(min_length=1)]
+_Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
+# Marks and labels are put into JSON and server-sent events as they are.
+_Plain = Annotated[str, Field(min_length=1, max_length=200, pattern=r'^[^"\\\x00-\x1f]+$')]
+
+
+class Examples(_Closed):
+    """Texts on which a rule must fire, and texts on which it must not: checked at every load."""
+
+    fires: tuple[_Text, ...] = ()
+    passes: tuple[_Text, ...] = ()
+
+
+class RuleEntry(_Closed):
+    """A rule as the file has it. It needs an action at one stage at least."""
+
+    id: _Name
+    description: _Text
+    input: Action | None = None
+    output: Action | None = None
+    templates: tuple[Template, ...] = tuple(Template)
+    case_sensitive: bool = False
+    patterns: tuple[_Text, ...] = Field(min_length=1)
+    unless_before: tuple[_Text, ...] = ()
+    unless_after: tuple[_Text, ...] = ()
+    unless_within: tuple[_Text, ...] = ()
+    examples: Examples = Examples()
+
+    @model_validator(mode="after")
+    def _acts(self) -> RuleEntry:
+        if self.input is None and self.output is None:
+            raise ValueError("needs an action: input, output or both")
+        return self
+
+
+class FindingItem(_Closed):
+    """A finding, the terms that name it, and the findings that a mention of it speaks about too."""
+
+    name: _Name
+    terms: tuple[_Text, ...] = Field(min_length=1)
+    urgent: bool = False
+    implies: tuple[_Name, ...] = ()
+
+
+class CueItem(_Closed):
+    """Phrases that say whether a finding beside them is there."""
+
+    status: Assertion
+    direction: Literal["forward", "backward", "both"]
+    phrases: tuple[_Text, ...]
+
+
+class AssertionItem(_Closed):
+    """How sentences deny, doubt and date findings (NegEx, ConText)."""
+
+    cues: tuple[CueItem, ...] = ()
+    pseudo: tuple[_Text, ...] = ()
+    terminators: tuple[_Text, ...] = ()
+    max_scope_words: int = Field(default=12, gt=0, le=60)
+
+
+class FindingActions(_Closed):
+    """What happens when an answer's findings are amiss; null: nothing."""
+
+    # A finding that was not asked about.
+    overcall: Literal[Action.FLAG, Action.REDACT, Action.BLOCK] | None = Action.FLAG
+    # An explanation that affirms what the answer denies, or the reverse.
+    inconsistent: Literal[Action.FLAG] | None = Action.FLAG
+    urgent: Literal[Action.ESCALATE, Action.FLAG] | None = Action.ESCALATE
+
+
+class PolicyFile(_Closed):
+    """The whole file."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+    version: int = Field(ge=1)
+    preamble: _Text
+    label: _Plain
+    mark: _Plain = "[redacted]"
+    templates: dict[Template, TemplateText] = Field(default_factory=dict)
+    lexicons: dict[_Name, tuple[_Text, ...]] = Field(default_factory=dict)
+    rules: tuple[RuleEntry, ...] = ()
+    actions: FindingActions = FindingActions()
+    findings: tuple[FindingItem, ...] = ()
+    assertion: AssertionItem = AssertionItem()
+
+
+# --- the policy in force -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """A policy, compiled: safe to share between all requests."""
+
+    id: str  # name-version@sha256:...
+    file: PolicyFile
+    input_rules: RuleSet
+    output_rules: Mapping[Template, RuleSet]
+    detector: FindingDetector
+    findings: Mapping[str, FindingEntry] = field(repr=False)
+
+
+def default_text() -> str:
+    """The policy that ships with this library, as text."""
+    return resources.files("guardrails").joinpath("policies/default.yaml").read_text("utf-8")
+
+
+def load(path: Path | None = None) -> Policy:
+    """The policy in a file; without a path, the one that ships.
+
+    Raises:
+        OSError: the file cannot be read.
+        PolicyError: it is not fit for use.
+    """
+    if path is None:
+        return parse(default_text(), source="default.yaml")
+    return parse(path.read_text("utf-8"), source=str(path))
+
+
+def parse(text: str, *, source: str = "policy") -> Policy:
+    """A policy from the text of its file.
+
+    Raises:
+        PolicyError: it is not fit for use.
+    """
+    data, lines = _read(text, source)
+    try:
+        file = PolicyFile.model_validate(data)
+    except ValidationError as error:
+        raise PolicyError(
+            [
+                _problem(source, lines, detail["loc"], detail["msg"])
+                for detail in error.errors(include_url=False, include_input=False)
+            ]
+        ) from None
+    problems = [
+        _problem(source, lines, location, message) for location, message in _problems(file)
+    ]
+    if problems:
+        raise PolicyError(problems)
+    entries = [
+        FindingEntry(item.name, item.terms, item.urgent, item.implies) for item in file.findings
+    ]
+    digest = sha256(text.encode()).hexdigest()
+    return Policy(
+        id=f"{file.name}-{file.version}@sha256:{digest}",
+        file=file,
+        input_rules=_rules(file, Stage.INPUT),
+        output_rules={template: _rules(file, Stage.OUTPUT, template) for template in Template},
+        detector=FindingDetector(entries, _assertion_rules(file.assertion)),
+        findings={entry.name: entry for entry in entries},
+    )
+
+
+def _rules(file: PolicyFile, stage: Stage, template: Template | None = None) -> RuleSet:
+    return RuleSet(
+        _rule(entry, file, action)
+        for entry in file.rules
+        if (action := entry.input if stage is Stage.INPUT else entry.output)
+        and (template is None or template in entry.templates)
+    )
+
+
+def rules_of(file: PolicyFile) -> Iterator[Rule]:
+    """All rules, whatever their stage, with lexicons expanded."""
+    return (_rule(entry, file, entry.output or entry.input or Action.FLAG) for entry in file.rules)
+
+
+def _rule(entry: RuleEntry, file: PolicyFile, action: Action) -> Rule:
+    def expanded(patterns: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(expand(pattern, file.lexicons) for pattern in patterns)
+
+    return Rule(
+        id=entry.id,
+        action=action,
+        patterns=expanded(entry.patterns),
+        unless_before=expanded(entry.unless_before),
+        unless_after=expanded(entry.unless_after),
+        unless_within=expanded(entry.unless_within),
+        case_sensitive=entry.case_sensitive,
+    )
+
+
+def _assertion_rules(item: AssertionItem) -> AssertionRules:
+    return AssertionRules(
+        cues=tuple(
+            Cue(phrase, cue.status, cue.direction) for cue in item.cues for phrase in cue.phrases
+        ),
+        pseudo=item.pseudo,
+        terminators=item.terminators,
+        max_scope_words=item.max_scope_words,
+    )
+
+
+# --- problems ----------------------------------------------------------------------------------
+
+
+def _problems(file: PolicyFile) -> Iterator[tuple[Location, str]]:
+    """What the schema cannot see: names that are taken or unknown, patterns, examples."""
+    yield from _repeated("rules", [entry.id for entry in file.rules], "id")
+    yield from _repeated("findings", [item.name for item in file.findings], "name")
+    names = {item.name for item in file.findings}
+    for number, item in enumerate(file.findings):
+        for name in item.implies:
+            if name not in names:
+                yield ("findings", number, "implies"), f"there is no finding {name!r}"
+    for number, entry in enumerate(file.rules):
+        faults = list(_pattern_faults(entry, file))
+        yield from ((("rules", number, *where), message) for where, message in faults)
+        if not faults:
+            for where, message in _failed_examples(entry, file):
+                yield ("rules", number, "examples", *where), message
+
+
+def _repeated(section: str, names: list[str], key: str) -> Iterator[tuple[Location, str]]:
+    for number, name in enumerate(names):
+        if name in names[:number]:
+            yield (section, number, key), f"{name!r} is there already"
+
+
+def _pattern_faults(entry: RuleEntry, file: PolicyFile) -> Iterator[tuple[Location, str]]:
+    """Every pattern by itself, so that the message has the line of the one that is wrong."""
+    case = entry.case_sensitive
+    for key in ("unless_before", "unless_after", "unless_within", "patterns"):
+        for number, pattern in enumerate(getattr(entry, key)):
+            try:
+                check = analyse_rule if key == "patterns" else analyse
+                check(expand(pattern, file.lexicons), case_sensitive=case)
+            except PatternError as error:
+                yield (key, number), str(error)
+
+
+def _failed_examples(entry: RuleEntry, file: PolicyFile) -> Iterator[tuple[Location, str]]:
+    if not (entry.examples.fires or entry.examples.passes):
+        return
+    rules = RuleSet([_rule(entry, file, Action.FLAG)])
+    for key, expected in (("fires", True), ("passes", False)):
+        for number, text in enumerate(getattr(entry.examples, key)):
+            guard = StreamGuard(rules)
+            guard.push(text)
+            guard.finish()
+            if bool(guard.hits) is not expected:
+                yield (key, number), f"the rule {'does not fire' if expected else 'fires'} on this"
+
+
+def _problem(
+    source: str, lines: Mapping[Location, int], location: Location, message: str
+) -> Problem:
+    known = location
+    while known and known not in lines:
+        known = known[:-1]
+    path = ".".join(str(part) for part in location)
+    return Problem(source, lines.get(known, 1), path, message)
+
+
+# --- YAML with line numbers --------------------------------------------------------------------
+
+_Loader: type[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+def _read(text: str, source: str) -> tuple[Any, dict[Location, int]]:
+    """The document, and the line of every field in it.
+
+    Raises:
+        PolicyError: not YAML, no mapping, a key twice, or an alias (which could blow up).
+    """
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        if not isinstance(node, yaml.MappingNode):
+            raise PolicyError([Problem(source, 1, "", "a policy is a mapping of fields")])
+        lines: dict[Location, int] = {}
+        problems = [
+            Problem(source, line, ".".join(map(str, location)), message)
+            for location, line, message in _walk(node, (), lines, set())
+        ]
+        if problems:
+            raise PolicyError(problems)
+        return loader.construct_document(node), lines
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise PolicyError([Problem(source, line, "", f"not YAML: {error.problem}")]) from None
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        if isinstance(error, PolicyError):
+            raise
+        raise PolicyError([Problem(source, 1, "", "not YAML")]) from None
+    finally:
+        loader.dispose()
+
+
+def _walk(
+    node: yaml.Node, location: Location, lines: dict[Location, int], seen: set[int]
+) -> Iterator[tuple[Location, int, str]]:
+    line = node.start_mark.line + 1
+    lines[location] = line
+    if id(node) in seen:
+        yield location, line, "YAML aliases are not supported"
+        return
+    seen.add(id(node))
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            place = (*location, str(key.value))
+            if place in lines:
+                yield place, key.start_mark.line + 1, "is there twice"
+            yield from _walk(value, place, lines, seen)
+            lines[place] = key.start_mark.line + 1
+    elif isinstance(node, yaml.SequenceNode):
+        for number, value in enumerate(node.value):
+            yield from _walk(value, (*location, number), lines, seen)
