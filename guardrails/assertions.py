@@ -65,9 +65,6 @@ class Signal:
     status: Assertion = Assertion.PRESENT
     forward: bool = False
     backward: bool = False
-    heading: bool = False  # "indication:" speaks for all that follows; "findings:" ends it
-    narrow: bool = False  # "old" reaches its own noun only
-    soft: bool = False  # ", large" may also be an item of a list
 
 
 FINDING = Signal("finding")
@@ -83,11 +80,15 @@ class Mark:
     gapped: bool = False  # a finding whose words have others between them
     clause: bool = False  # a finding that is a clause of its own: "heart is enlarged"
     inside: list[Signal] = field(default_factory=list)  # cues in the words that a term skips
+    heading: bool = False  # "indication:" speaks for all that follows; "findings:" ends it
+    narrow: bool = False  # "old" reaches its own noun only
     singular: bool = False  # "A and B is not seen" speaks of B only
+    last: bool = False  # "pneumothorax: no" has nothing else to speak of
+    soft: bool = False  # ", large" may also be an item of a list
     link: str = ""  # what kind of list a comma continues, if any
     before: Assertion | None = None
     firm: bool = True  # said of this finding, not of one that "and" joins it to
-    heading: bool = False
+    asked: bool = False  # under a heading
     after: Assertion | None = None
     direct: bool = True  # what follows is said of this finding first
 
@@ -106,23 +107,10 @@ def _signals(rules: AssertionRules) -> Iterator[tuple[str, Signal]]:
     for phrase in rules.pseudo:
         yield phrase, Signal("pseudo")
     for cue in rules.cues:
-        last = phrases.parts(cue.phrase.lower())[-1]
-        historical = cue.status is Assertion.HISTORICAL
-        yield (
-            cue.phrase,
-            Signal(
-                "cue",
-                cue.status,
-                forward=cue.direction != "backward",
-                backward=cue.direction != "forward",
-                heading=historical and last == ":",
-                narrow=historical and last not in _HEADS,
-            ),
-        )
+        forward, backward = cue.direction != "backward", cue.direction != "forward"
+        yield cue.phrase, Signal("cue", cue.status, forward, backward)
     for phrase in rules.terminators:
-        words = phrases.parts(phrase.lower())
-        soft = words[0] in (",", "and", "[") and _VERBS.isdisjoint(words)
-        yield phrase, Signal("stop", heading=words[-1] == ":", soft=soft)
+        yield phrase, Signal("stop")
     yield from ((word, Signal("verb")) for word in sorted(_VERBS))
     yield from ((word, Signal(kind)) for word, kind in JOINTS.items() if word != "(")
 
@@ -143,8 +131,10 @@ def find_marks(
                 continue
             end, signal, _ = found
             if signal.kind != "pseudo":
-                singular = signal.backward and not _SINGULAR_VERBS.isdisjoint(words[at:end])
-                marks.append(Mark(at, min(end, until), signal, singular=singular))
+                mark = Mark(at, min(end, until), signal)
+                _describe(mark, words[at:end])
+                mark.last = end == len(words) - 1
+                marks.append(mark)
             at = min(end, until)
         if finding is not None:
             marks.append(finding)
@@ -152,6 +142,18 @@ def find_marks(
                 _read_inside(signals, words, finding)
             at = finding.end
     return marks
+
+
+def _describe(mark: Mark, words: Sequence[str]) -> None:
+    """Learns from the wording what the status alone does not say."""
+    if mark.signal.kind == "stop":
+        mark.heading = words[-1] == ":"
+        mark.soft = words[0] in (",", "and") and _VERBS.isdisjoint(words)
+    elif mark.signal.kind == "cue":
+        historical = mark.signal.status is Assertion.HISTORICAL
+        mark.heading = historical and words[-1] == ":"
+        mark.narrow = historical and words[-1] not in _HEADS
+        mark.singular = not _SINGULAR_VERBS.isdisjoint(words)
 
 
 def _read_inside(signals: phrases.Phrases[Signal], words: Sequence[str], finding: Mark) -> None:

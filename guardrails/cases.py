@@ -47,12 +47,8 @@ class Score:
     hits: int = 0
     misses: int = 0
     false_alarms: int = 0
-    right_silences: int = 0
+    cases: int = 0
     failed: list[tuple[Case, str]] = field(default_factory=list)
-
-    @property
-    def cases(self) -> int:
-        return self.hits + self.misses + self.false_alarms + self.right_silences
 
     @property
     def precision(self) -> float:
@@ -77,7 +73,7 @@ class Score:
         self.hits += len(expected & said)
         self.misses += len(expected - said)
         self.false_alarms += len(said - expected)
-        self.right_silences += not (expected or said)
+        self.cases += 1
 
 
 def read_cases(text: str, *, source: str = "cases") -> list[Case]:

@@ -20,7 +20,7 @@ from guardrails.findings import Assertion, AssertionRules, Cue, FindingDetector,
 from guardrails.patterns import PatternError, analyse, analyse_rule, expand
 from guardrails.rules import Action, Rule, RuleSet, Stage
 from guardrails.stream import StreamGuard
-from guardrails.templates import Template, TemplateText
+from guardrails.templates import DEFAULT_INSTRUCTIONS, Template, TemplateText
 
 Location = tuple[str | int, ...]
 
@@ -150,27 +150,32 @@ class Policy:
 
     id: str  # name-version@sha256:...
     file: PolicyFile
+    instructions: Mapping[Template, TemplateText]
     input_rules: RuleSet
     output_rules: Mapping[Template, RuleSet]
     detector: FindingDetector
     findings: Mapping[str, FindingEntry] = field(repr=False)
 
 
-def default_text() -> str:
-    """The policy that ships with this library, as text."""
-    return resources.files("guardrails").joinpath("policies/default.yaml").read_text("utf-8")
+def read(path: Path | None = None) -> str:
+    """The text of a policy file; without a path, of the one that ships.
+
+    Raises:
+        OSError, UnicodeDecodeError: the file cannot be read.
+    """
+    if path is None:
+        path = Path(str(resources.files("guardrails").joinpath("policies/default.yaml")))
+    return path.read_text("utf-8")
 
 
 def load(path: Path | None = None) -> Policy:
     """The policy in a file; without a path, the one that ships.
 
     Raises:
-        OSError: the file cannot be read.
+        OSError, UnicodeDecodeError: the file cannot be read.
         PolicyError: it is not fit for use.
     """
-    if path is None:
-        return parse(default_text(), source="default.yaml")
-    return parse(path.read_text("utf-8"), source=str(path))
+    return parse(read(path), source=str(path or "default.yaml"))
 
 
 def parse(text: str, *, source: str = "policy") -> Policy:
@@ -201,6 +206,7 @@ def parse(text: str, *, source: str = "policy") -> Policy:
     return Policy(
         id=f"{file.name}-{file.version}@sha256:{digest}",
         file=file,
+        instructions={**DEFAULT_INSTRUCTIONS, **file.templates},
         input_rules=_rules(file, Stage.INPUT),
         output_rules={template: _rules(file, Stage.OUTPUT, template) for template in Template},
         detector=FindingDetector(entries, _assertion_rules(file.assertion)),

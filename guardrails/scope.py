@@ -30,13 +30,12 @@ _BACKWARD_ORDER = (
 class _Reach:
     """A cue under way: the word that its scope counts from, and what it has passed."""
 
-    signal: Signal
+    cue: Mark
     edge: int
-    end: int = 0
-    singular: bool = False
     crossed: bool = False  # a finding
     linked: bool = False  # a joint of a list since that finding
     joint: bool = False  # any joint
+    paired: bool = False  # the comma right before the cue: ", seen before, has gone"
 
 
 def assertions(marks: Sequence[Mark], words: int, max_scope: int) -> Iterator[Assertion]:
@@ -54,7 +53,7 @@ def _link(marks: Sequence[Mark], words: int) -> None:
     for mark in reversed(marks):
         kind = mark.signal.kind
         if kind in (",", "stop"):
-            soft = kind == "," or mark.signal.soft
+            soft = kind == "," or mark.soft
             near = closing == "or" or item - mark.end <= _MAX_ITEM
             if soft and closing and near and (kind == "," or closing == "or"):
                 mark.link = closing
@@ -99,38 +98,38 @@ def _forward(marks: Sequence[Mark], max_scope: int) -> None:
                 active = []
             active = [reach for reach in active if mark.start - reach.edge <= max_scope]
             mark.before = _nearest(active, mark.inside)
-            mark.heading = heading
+            mark.asked = heading
             mark.firm = (
                 bool(mark.inside)
                 or last_joint != "and"
                 or not all(reach.crossed for reach in active)
             )
-            active = [reach for reach in active if not reach.signal.narrow]
+            active = [reach for reach in active if not reach.cue.narrow]
             for reach in active:
                 reach.crossed, reach.edge = True, mark.end
         elif kind == "cue":
-            heading = heading or mark.signal.heading
+            heading = heading or mark.heading
             if previous.kind in ("and", "("):
                 active = []
-            if mark.signal.forward and not mark.signal.heading:
-                active = [*active[1 - _MAX_ACTIVE :], _Reach(mark.signal, mark.end, mark.start)]
+            if mark.signal.forward and not mark.heading:
+                active = [*active[1 - _MAX_ACTIVE :], _Reach(mark, mark.end)]
                 listed, last_joint = False, ""
         elif kind == "stop" and not mark.link:
             active = []
-            heading = heading and not mark.signal.heading
+            heading = heading and not mark.heading
         elif kind != "verb":
             joint = mark.link or kind
-            active = [reach for reach in active if _passes(reach.signal, joint, listed)]
+            active = [reach for reach in active if _passes(reach.cue, joint, listed)]
             listed = listed or joint in ("and", "or")
             last_joint = joint
         previous = mark.signal
 
 
-def _passes(signal: Signal, joint: str, listed: bool) -> bool:
+def _passes(cue: Mark, joint: str, listed: bool) -> bool:
     """Whether a cue's scope goes on after a joint."""
-    if signal.narrow or joint == ",":
+    if cue.narrow or joint == ",":
         return False
-    if signal.status is Assertion.HISTORICAL and joint in ("with", "bare"):
+    if cue.signal.status is Assertion.HISTORICAL and joint in ("with", "bare"):
         return False
     return not (joint == "bare" and listed)
 
@@ -140,7 +139,7 @@ def _nearest(active: Sequence[_Reach], inside: Sequence[Signal]) -> Assertion | 
     status: Assertion | None = inside[-1].status if inside else None
     start = -1
     for reach in reversed(active):
-        outer = reach.signal.status
+        outer = reach.cue.signal.status
         adjacent = reach.edge == start and not reach.crossed
         pair = (outer, status)
         if (
@@ -150,7 +149,7 @@ def _nearest(active: Sequence[_Reach], inside: Sequence[Signal]) -> Assertion | 
             or (adjacent and pair == (Assertion.PRESENT, Assertion.HISTORICAL))
         ):
             status = outer
-        start = reach.end
+        start = reach.cue.start
     return status
 
 
@@ -167,7 +166,7 @@ def _backward(marks: Sequence[Mark], max_scope: int) -> None:
                 and not (mark.clause and reach.joint)
             ]
             near = [reach for reach in active if not reach.crossed]
-            said = {reach.signal.status for reach in near or active}
+            said = {reach.cue.signal.status for reach in near or active}
             mark.after = next((status for status in _BACKWARD_ORDER if status in said), None)
             mark.direct = bool(near)
             for reach in active:
@@ -175,10 +174,10 @@ def _backward(marks: Sequence[Mark], max_scope: int) -> None:
         elif kind == "cue":
             if mark.signal.forward:
                 active = [reach for reach in active if not reach.crossed]
-            if mark.signal.backward:
+            if mark.signal.backward or mark.last:
                 active = [
                     *active[1 - _MAX_ACTIVE :],
-                    _Reach(mark.signal, mark.start, singular=mark.singular),
+                    _Reach(mark, mark.start),
                 ]
         elif kind == "stop" and not mark.link:
             active = []
@@ -193,10 +192,12 @@ def _backward(marks: Sequence[Mark], max_scope: int) -> None:
 def _joins(reach: _Reach, mark: Mark) -> bool:
     """Whether what is said after a joint is said of what stands before it as well."""
     if mark.signal.kind == "and":
-        return not reach.singular
+        return not reach.cue.singular
     if mark.signal.kind == "or" or mark.link in ("and", "or"):
         return True
-    return reach.edge == mark.end and not reach.crossed
+    if mark.signal.kind == "," and reach.edge == mark.end:
+        reach.paired = True
+    return reach.paired and not reach.crossed
 
 
 def _combine(mark: Mark) -> Assertion:
@@ -214,6 +215,6 @@ def _combine(mark: Mark) -> Assertion:
             or (before is Assertion.PRESENT and after is Assertion.HISTORICAL)
         )
         status = before if kept and (mark.firm or not mark.direct) else after
-    if mark.heading and status is not Assertion.ABSENT:
+    if mark.asked and status is not Assertion.ABSENT:
         return Assertion.HISTORICAL
     return status
