@@ -1,6 +1,6 @@
 """Text as rules see it: plain ASCII in which look-alikes, accents and hidden characters are gone.
 
-Matching runs on this *shadow*, so that "ｓｔａｒｔ", "st\u00adart" and "sta\u0301rt" all read "start";
+Matching runs on this *shadow*, so that full-width, accented or split-up letters read as plain ones;
 what leaves is always the original text, found through the offsets kept here. Knows no rules.
 
 Folding looks at one character at a time, but for the collapse of white space, which looks at the
@@ -80,11 +80,7 @@ class Folder:
 
     def push(self, text: str) -> bytes:
         """The shadow of the next chunk, in ASCII bytes."""
-        if (
-            text.isascii()
-            and not _UNEVEN.search(text)
-            and not (self._blank and text[:1].isspace())
-        ):
+        if text.isascii() and not _UNEVEN.search(text) and not (self._blank and text[:1].isspace()):
             shadow = text.encode("ascii").translate(_SPACES)
             if shadow:
                 self._blank = shadow[-1] == 0x20
@@ -126,7 +122,7 @@ class Folder:
     def forget(self, place: int) -> None:
         """Drops what leads back to places before ``place``."""
         at = bisect_right(self._starts, place) - 1
-        if at > 64:  # noqa: PLR2004  # seldom, so that it costs nothing
+        if at > 64:  # seldom, so that it costs nothing
             del self._starts[:at], self._texts[:at]
 
 

@@ -73,9 +73,7 @@ def expand(pattern: str, lexicons: Mapping[str, Sequence[str]]) -> str:
     return _expanded(pattern, lexicons, ())
 
 
-def _expanded(
-    pattern: str, lexicons: Mapping[str, Sequence[str]], within: tuple[str, ...]
-) -> str:
+def _expanded(pattern: str, lexicons: Mapping[str, Sequence[str]], within: tuple[str, ...]) -> str:
     def replace(macro: re.Match[str]) -> str:
         name = macro[1]
         if name in _BUILT_IN:

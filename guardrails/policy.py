@@ -194,9 +194,7 @@ def parse(text: str, *, source: str = "policy") -> Policy:
                 for detail in error.errors(include_url=False, include_input=False)
             ]
         ) from None
-    problems = [
-        _problem(source, lines, location, message) for location, message in _problems(file)
-    ]
+    problems = [_problem(source, lines, location, message) for location, message in _problems(file)]
     if problems:
         raise PolicyError(problems)
     entries = [

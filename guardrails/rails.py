@@ -16,16 +16,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from guardrails.answers import Answer, AnswerFormat, Finding, Template, parse
 from guardrails.assess import FindingsRail
 from guardrails.policy import Policy
 from guardrails.rules import Action, Stage, Verdict
 from guardrails.stream import StreamGuard
-from guardrails.templates import AnswerFormat, Finding, Template, parse
 
 
 @dataclass(frozen=True, slots=True)
 class CheckedInput:
-    """A client's texts as the model may read them; none may be read when ``refused`` names rules."""
+    """A client's texts as the model may read them; none may where ``refused`` names rules."""
 
     texts: tuple[str, ...]
     verdicts: tuple[Verdict, ...]
@@ -33,9 +33,7 @@ class CheckedInput:
     @property
     def refused(self) -> tuple[str, ...]:
         """The rules that block this request."""
-        return tuple(
-            verdict.rule for verdict in self.verdicts if verdict.action is Action.BLOCK
-        )
+        return tuple(verdict.rule for verdict in self.verdicts if verdict.action is Action.BLOCK)
 
 
 def check_input(policy: Policy, texts: Sequence[str]) -> CheckedInput:
@@ -49,9 +47,9 @@ def check_input(policy: Policy, texts: Sequence[str]) -> CheckedInput:
 
 
 class OutputRails:
-    """Guards one answer. ``push`` what the model says, then ``finish``; what they return may leave.
+    """Guards one answer. ``push`` what the model says, then ``finish``: what they return may leave.
 
-    After ``blocked`` nothing more leaves. ``verdicts``, ``value`` and ``urgent`` are for afterwards.
+    Once ``blocked``, nothing more does. ``verdicts`` and ``value`` are for afterwards.
     """
 
     def __init__(
@@ -88,7 +86,7 @@ class OutputRails:
             self._released.append(text)
         return text
 
-    def value(self) -> Finding | None:
+    def value(self) -> Answer | None:
         """What left, read by the template's parser."""
         return parse(self.text, self._template, self._format)
 

@@ -1,15 +1,60 @@
-"""Uncertainty templates: the words added to a question, the grammar of the answer, its parser.
+"""Templates: the words added to a question, which questions imply one, and the label of an answer.
 
-Knows text only. What a template asks for in words, the engine enforces by grammar, and the parser
-reads back; the three live together so that they cannot drift apart.
+Knows what is asked; the shapes of answers are guardrails/answers.py, whose names are offered here
+too. Instructions, grammars and parsers share the template's name and nothing else: the words may be
+set by policy, the shapes may not.
 """
 
 from __future__ import annotations
 
-import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import StrEnum
+
+from guardrails.answers import (
+    JSON_FIELDS,
+    Answer,
+    AnswerFormat,
+    Finding,
+    Impression,
+    Report,
+    Status,
+    Summary,
+    Template,
+    grammar,
+    json_template,
+    parse,
+    parse_finding,
+)
+
+__all__ = [
+    "DEFAULT_INSTRUCTIONS",
+    "DRAFT_LABEL",
+    "FINDING_INSTRUCTION",
+    "FINDING_JSON_INSTRUCTION",
+    "GRAMMAR",
+    "JSON_FIELDS",
+    "PREAMBLE",
+    "Answer",
+    "AnswerFormat",
+    "Finding",
+    "Impression",
+    "Report",
+    "Status",
+    "Summary",
+    "Template",
+    "TemplateText",
+    "grammar",
+    "is_closed_question",
+    "json_template",
+    "label",
+    "parse",
+    "parse_finding",
+    "question_prompt",
+    "without_label",
+]
+
+# --- words -------------------------------------------------------------------------------------
 
 PREAMBLE = (
     "You draft descriptions of medical images for a clinician to review. "
@@ -28,116 +73,201 @@ FINDING_JSON_INSTRUCTION = (
 )
 
 
-class Template(StrEnum):
-    """How an answer is shaped. Values are the names clients use."""
-
-    FINDING = "finding"
-    FREE = "free"
-
-
-class AnswerFormat(StrEnum):
-    """How a ``finding`` answer is written."""
-
-    TEXT = "text"
-    JSON = "json"
-
-
-class Status(StrEnum):
-    """Whether the finding asked about is there. Never a probability, never a diagnosis."""
-
-    PRESENT = "present"
-    ABSENT = "absent"
-    INDETERMINATE = "indeterminate"
-
-
 @dataclass(frozen=True, slots=True)
-class Finding:
-    """A parsed ``finding`` answer."""
+class TemplateText:
+    """What is added to a question, by the format of its answer."""
 
-    status: Status
-    explanation: str
+    text: str
+    json: str
 
 
-_PHRASE = {
-    Status.PRESENT: "likely present",
-    Status.ABSENT: "likely absent",
-    Status.INDETERMINATE: "indeterminate",
-}
-_STATUS = {phrase: status for status, phrase in _PHRASE.items()}
-
-# The explanation is bounded: an unbounded string lets a weak model loop until max_tokens. It starts
-# with a visible character, so that it cannot be empty or blank. Quotes and backslashes stay out of
-# both forms: the JSON form then needs no escapes, and the two forms carry the same explanations.
-_EXPLANATION = r'[^\s"\\\x00-\x1f\x7f][^"\\\x00-\x1f\x7f]{2,239}'
-
-# Models of the Mistral family begin an answer with a space piece; forbidding it would force an
-# unlikely first token. The space is stripped again before anything leaves.
-GRAMMAR = {
-    AnswerFormat.TEXT: f" ?({'|'.join(_STATUS)}), explanation: {_EXPLANATION}",
-    AnswerFormat.JSON: (
-        rf' ?\{{"status": "({"|".join(Status)})", "explanation": "{_EXPLANATION}"\}}'
+# A free question is asked as it is.
+DEFAULT_INSTRUCTIONS: Mapping[Template, TemplateText] = {
+    Template.FINDING: TemplateText(FINDING_INSTRUCTION, FINDING_JSON_INSTRUCTION),
+    Template.REPORT: TemplateText(
+        'Answer in two lines: "Findings: " and what is seen, then "Impression: " and what it '
+        "amounts to.",
+        'Answer as a JSON object: "findings" is what is seen, "impression" is what it amounts to.',
+    ),
+    Template.IMPRESSION: TemplateText(
+        'Answer in one line: "Impression: ", then the main findings, separated by "; ".',
+        'Answer as a JSON object: "impression" is the main findings, separated by "; ".',
+    ),
+    Template.SUMMARY: TemplateText(
+        'Answer with "Summary: " and what is seen, in a few short sentences.',
+        'Answer as a JSON object: "summary" is what is seen, in a few short sentences.',
     ),
 }
-_INSTRUCTION = {
-    AnswerFormat.TEXT: FINDING_INSTRUCTION,
-    AnswerFormat.JSON: FINDING_JSON_INSTRUCTION,
-}
-_TEXT_ANSWER = re.compile(rf"\s*({'|'.join(_STATUS)})(?:, explanation: ?(.*))?", re.DOTALL)
-_JSON_STATUS = re.compile(rf'\s*\{{"status": "({"|".join(Status)})"')
+# Of a finding answer; ``grammar`` has every template's.
+GRAMMAR = {form: grammar(Template.FINDING, form) or "" for form in AnswerFormat}
 
-# A closed question asks for yes or no: it begins with an auxiliary verb, or one follows a clause
-# ("In the left lung, is there ...?"), and offers no alternatives ("... or ...").
-_CLOSED_QUESTION = re.compile(
-    r"(?:^|[.!?:,;\n])\s*(?:and|so|also|please)?\s*"
-    r"(?:is|are|was|were|does|do|did|has|have|can|could)\b(?:n't)?[^.?!]*\?\s*$",
-    re.IGNORECASE,
+
+def question_prompt(
+    question: str,
+    template: Template,
+    answer_format: AnswerFormat,
+    instructions: Mapping[Template, TemplateText] = DEFAULT_INSTRUCTIONS,
+) -> str:
+    """The question as the model is to read it: itself, then the template's instruction if any."""
+    words = instructions.get(template)
+    if words is None:
+        return question
+    return f"{question}\n{words.text if answer_format is AnswerFormat.TEXT else words.json}"
+
+
+def without_label(answer: str, text: str = DRAFT_LABEL) -> str:
+    """An answer that a client sends back as history, as the model wrote it: without the label."""
+    return answer.rstrip().removesuffix(text.rstrip()).rstrip()
+
+
+def label(answer_format: AnswerFormat, text: str = DRAFT_LABEL) -> str:
+    """What is appended to an answer; a JSON answer stays valid JSON and gets nothing."""
+    return f"\n\n{text}" if answer_format is AnswerFormat.TEXT else ""
+
+
+# --- closed questions --------------------------------------------------------------------------
+
+# A closed question asks for yes or no. Only the last sentence is read, in lower case; one that does
+# not fit is no plain question. In doubt a question is open: a free answer to a closed question is
+# an answer still, a status is none to "left or right?".
+_MAX_QUESTION = 400
+_WH = r"(?:what(?:'s)?|which|who|whose|whom|where(?:'s)?|when|why|how)\b"
+_AUX = r"(?:is|are|was|were|does|do|did|has|have|had|can|could|would|might|may)(?:n't)?\b"
+_SENTENCE_END = re.compile(rf"[.!?][\"')\]]*\s+(?=\S)|\n\s*\n|\n\s*(?={_AUX})")
+_COURTESY = re.compile(r"\s*(?:\bthanks?\b(?: you\b)?(?: in advance\b)?|\bplease\b)[\s.!]*$")
+_CLAUSE_END = re.compile(r"[,:;\n]\s*| [-\u2013\u2014] ")
+_LEAD = re.compile(
+    r"^(?:(?:and|so|also|please|but|ok|okay|now|then|well|hi|hello|doctor|further|finally)\b\s*)+"
 )
-_ALTERNATIVES = re.compile(r"\bor\b(?!\s+(?:not|absent|no)\b)", re.IGNORECASE)
-_REQUEST = re.compile(
-    r"\b(?:can|could) you\b(?!\s+(?:see|find|detect|identify|notice)\b)", re.IGNORECASE
+_TAG = re.compile(
+    r",\s*(?:right|correct|yes|no|true|agreed|(?:is|are|was|were|does|do|has|have)(?:n't)? "
+    r"(?:it|there|they|he|she|this|that))$"
+)
+
+# What a clause begins with decides. "When compared to ..., is there ...?" only sets the scene.
+_SCENE = re.compile(r"(?:when|where) (?:\w+(?:ed|ing)|the)\b|(?:tell me|let me know)$")
+_WHETHER = re.compile(
+    r"(?:tell me|let me know|say|state|check|determine|assess|confirm|decide|see) (?:if|whether)\b"
+)
+_OPEN = re.compile(
+    rf"(?:(?:in|on|at|to|of|from|for|with|by|under|through|within|about) )?{_WH}|(?:describe|list|"
+    r"summari[sz]e|explain|give|write|show|compare|name|identify|report|interpret|outline|provide|"
+    r"draft|comment|elaborate|characteri[sz]e|classify|discuss|generate|tell|let)\b"
+)
+_QUESTION = re.compile(_AUX)
+# Without a question mark only what cannot be a request.
+_INVERSION = re.compile(
+    r"(?:is|are|was|were|does|did|has|have)(?:n't)? (?:there|it|this|that|the|these|those|any)\b"
+    r"|(?:do|can) you see\b"
+)
+
+# Somebody is asked to do something, unless it is to perceive or to judge.
+_SOMEBODY = r"\w+(?:n't)? (?:i|we|you|(?:any|some)(?:one|body)|it be possible to|it possible to)\b"
+_REQUEST = re.compile(_SOMEBODY)
+_PERCEPTION = re.compile(
+    rf"{_SOMEBODY}(?: (?:please|also|still|really|actually|clearly|able to))* (?:(?:see|seen|"
+    r"detect|detected|notice|noticed|spot|visuali[sz]e|observe|observed|appreciate|make out|find|"
+    r"found|recogni[sz]e|exclude|rule out|confirm|think|believe|suspect|agree|call|consider|"
+    r"(?:sure|certain|confident)(?= )|(?:say|tell|determine|assess|check|judge)(?: me)?"
+    r"(?= (?:if|whether|that|there)\b)|identif(?:y|ied)(?! (?:the|this|these|those|all)\b))\b"
+    rf")(?! {_WH})"
+)
+# More is asked than yes or no: "... and if so, where?"
+_MORE = re.compile(
+    rf"\b(?:and|if (?:so|yes|any|present)),? (?:(?:in|on|at|to|of|from) )?{_WH}"
+    r"|\b(?:any|some)thing (?:else|you|to)\b"
+)
+
+# "Left or right?" is a choice, "yes or no?" is none, "any mass or nodule?" asks for either.
+_OR = re.compile(r"\bor\b|\bvs\b|\bversus\b|\b(?:left/right|right/left)\b")
+_NO_CHOICE = re.compile(
+    r"\b(?:yes or no|present or (?:absent|not)|absent or present|and/or|or (?:not|isn't|aren't|no|"
+    r"none|absent|more|less|so|greater|larger|fewer))\b"
+)
+_EITHER = re.compile(
+    r"\b(?:any|no|without|(?:evidence|signs?|suggestion|suspicion|indications?|features) of)\b"
+    r".* or\b"
+)
+_EXISTENTIAL = re.compile(r"\b(?:is|are|was|were)(?:n't)? there\b.* or\b")
+_TRAIT = (
+    r"(?:left|right|upper|lower|middle|anterior|posterior|medial|lateral|proximal|distal|apical|"
+    r"basal|central|peripheral|unilateral|bilateral|benign|malignant|acute|chronic|old|new|small|"
+    r"large|mild|moderate|severe|normal|abnormal|one|two|single|multiple)"
+)
+_TRAITS = re.compile(rf"\b{_TRAIT}\b(?: \w+)? or (?:(?:in|on|at|to|is|the|an?|it) )*{_TRAIT}\b")
+
+# Without a question's verb: "Pneumothorax?", "Any sign of free air?", but not "Diagnosis?".
+_STATEMENT = re.compile(r"\b(?:is|are|was|were|has|have|shows?|see|suggests?|appears?)\b(?=.*\w)")
+_POINTED = re.compile(r"(?:the|your|my|this|that|these|those|its|his|her|their)\b")
+_EXISTENCE = re.compile(
+    r"(?:(?:any|no)\b\s*)?(?:(?:evidence|signs?|suggestion|suspicion|indications?|presence) of )?"
+)
+_PREPOSITION = re.compile(
+    r" (?:of|for|in|on|at|with|from|to|within|near|along|behind|above|below) "
+)
+_MAX_PHRASE = 6
+_TOPIC = re.compile(
+    r"findings?|impressions?|diagnos[ei]s|differentials?|modality|reports?|summary|description|"
+    r"conclusions?|locations?|position|site|size|sides?|severity|extent|causes?|a?etiology|therapy|"
+    r"treatment|management|prognosis|recommendations?|suggestions?|comments?|thoughts?|ideas?|"
+    r"opinions?|questions?|details?|advice|next|steps?|plan|help|sorry|pardon|interpretation|"
+    r"assessment|explanation|reasons?|meaning|names?|age|gender|sex|date|views?|plane|projection|"
+    r"sequence|orientation|technique|quality|grade|stage|types?|kind|images?|pictures?|scans?|study|"
+    r"history|else|more|really|sure|ready|updates?|anything|something|measurements?|dimensions?|"
+    r"diameter|volume|numbers?|count|score|colou?r|shape|organs?|anatomy|region|test|yes|no|any|"
+    r"evidence|signs?|presence|you|hello|hi|hey|thanks|structures?|likelihood|probability|lungs?|"
+    r"heart|bones?|ribs?|chest|pleura|mediastinum|diaphragm|brain|liver|kidneys?|spleen|abdomen|"
+    r"pelvis|spine|lobes?"
 )
 
 
 def is_closed_question(text: str) -> bool:
     """Whether the text ends in a question that present, absent or indeterminate answers."""
-    match = _CLOSED_QUESTION.search(text)
-    if match is None:
+    folded = _COURTESY.sub("", text[-_MAX_QUESTION:].casefold().replace("\u2019", "'"))
+    folded = folded.rstrip(" \t\n\"')]")
+    sentences = _SENTENCE_END.split(folded)
+    if len(text) > _MAX_QUESTION and len(sentences) == 1:
         return False
-    question = match.group()
-    return not (_ALTERNATIVES.search(question) or _REQUEST.search(question))
+    question = _TAG.sub("", sentences[-1].rstrip("?!. \t\n"))
+    plain = " ".join(question.split())
+    if _MORE.search(plain) or _offers_choice(plain):
+        return False
+    clauses = [_LEAD.sub("", clause.strip()) for clause in _CLAUSE_END.split(question)]
+    return _asks_yes_or_no(clauses, marked=folded.endswith("?"))
 
 
-def question_prompt(question: str, template: Template, answer_format: AnswerFormat) -> str:
-    """The question as the model is to read it: itself, then the template's instruction."""
-    if template is Template.FREE:
-        return question
-    return f"{question}\n{_INSTRUCTION[answer_format]}"
+def _asks_yes_or_no(clauses: list[str], *, marked: bool) -> bool:
+    """Decides by the first clause that asks; ``marked``: by a question mark."""
+    for clause in clauses:
+        if _SCENE.match(clause):
+            continue
+        if _WHETHER.match(clause):
+            return True
+        if _OPEN.match(clause):
+            return False
+        if _QUESTION.match(clause):
+            if _REQUEST.match(clause) and not _PERCEPTION.match(clause):
+                return False
+            return marked or _INVERSION.match(clause) is not None
+    return marked and _names_a_finding(clauses[-1])
 
 
-def parse_finding(text: str, answer_format: AnswerFormat) -> Finding:
-    """Reads a ``finding`` answer, whole or cut off by ``max_tokens``.
-
-    A status is believed only when it is written out in full; anything else is indeterminate with
-    the explanation that was readable, never a guess.
-    """
-    if answer_format is AnswerFormat.TEXT:
-        match = _TEXT_ANSWER.match(text)
-        if match is None:
-            return Finding(Status.INDETERMINATE, "")
-        return Finding(_STATUS[match[1]], (match[2] or "").strip())
-    try:
-        answer = json.loads(text)
-        return Finding(Status(answer["status"]), str(answer["explanation"]))
-    except (ValueError, KeyError, TypeError):
-        match = _JSON_STATUS.match(text)
-        return Finding(Status(match[1]) if match else Status.INDETERMINATE, "")
+def _names_a_finding(clause: str) -> bool:
+    """Whether a clause, asked without a question's verb, is about something being there."""
+    if _STATEMENT.search(clause):
+        return re.search(rf"\b{_WH}", clause) is None
+    exists = _EXISTENCE.match(clause)
+    phrase = clause[exists.end() :] if exists else clause
+    noun = _PREPOSITION.split(phrase)[0].rpartition(" ")[2]
+    if not noun or _TOPIC.fullmatch(noun):
+        return False
+    return phrase != clause or (
+        len(phrase.split()) <= _MAX_PHRASE and _POINTED.match(phrase) is None
+    )
 
 
-def without_label(answer: str) -> str:
-    """An answer that a client sends back as history, as the model wrote it: without the label."""
-    return answer.rstrip().removesuffix(DRAFT_LABEL).rstrip()
-
-
-def label(answer_format: AnswerFormat) -> str:
-    """What is appended to an answer; a JSON answer stays valid JSON and gets nothing."""
-    return f"\n\n{DRAFT_LABEL}" if answer_format is AnswerFormat.TEXT else ""
+def _offers_choice(question: str) -> bool:
+    question = _NO_CHOICE.sub("", question)
+    if not _OR.search(question) or _EITHER.search(question):
+        return False
+    return not _EXISTENTIAL.search(question) or _TRAITS.search(question) is not None

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
+from serve import policy_commands
 from serve.checkpoint.errors import CheckpointError
 from serve.settings import Settings, load
 
@@ -24,6 +25,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(policy_commands.app, name="policy")
 console = Console()
 errors = Console(stderr=True)
 
@@ -43,13 +45,16 @@ def up(
         ),
     ] = None,
     config: ConfigOption = None,
+    policy: Annotated[
+        Path | None, typer.Option(help="Policy file. Default: the one that ships.")
+    ] = None,
     host: Annotated[str | None, typer.Option(help="Default 127.0.0.1: this machine only.")] = None,
     port: Annotated[int | None, typer.Option(help="Default 8000.")] = None,
 ) -> None:
     """Start the service on this machine and keep it until Ctrl-C."""
     from serve import local
 
-    settings = _settings(config, model=model, host=host, port=port)
+    settings = _settings(config, model=model, policy=policy, host=host, port=port)
     try:
         local.up(settings, console)
     except local.StartError as error:

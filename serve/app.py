@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,11 @@ APP_NAME = "llava-med"
 DEFAULT_CONTEXT = 4096
 
 
-def build_app(settings: Settings) -> Application:
+def build_app(settings: Settings, policy_text: str) -> Application:
     """The guarded replica as Serve ingress; ``settings.model`` is a converted checkpoint folder.
+
+    The policy travels as ``user_config``: where nothing else has changed, Ray hands a new one to
+    the running replicas.
 
     Raises:
         ValueError: no model folder, or no API key.
@@ -28,12 +32,24 @@ def build_app(settings: Settings) -> Application:
         raise ValueError("settings.model must name a converted checkpoint folder")
     if settings.api_key is None:
         raise ValueError("no API key: set LLAVA_MED_API_KEY")
-    return build_llm_deployment(
+    application = build_llm_deployment(
         _llm_config(settings, settings.model),
         deployment_cls=ray_serve.ingress()(LlavaMedServer),
         bind_kwargs={"settings": settings},
+        override_serve_options={"user_config": {"policy": policy_text}},
         name_prefix="",
     )
+    # Ray makes up a version for each `serve.run` and replaces the replicas of any other. With one
+    # that says what the replicas are made of, a new policy alone does not restart an engine. (A
+    # Serve config file, as RayService has it, gets such a version from Ray.)
+    application._bound_deployment._version = _digest(settings)  # noqa: SLF001  # no other way in
+    return application
+
+
+def _digest(settings: Settings) -> str:
+    parts = settings.model_dump(mode="json", exclude={"api_key", "policy"})
+    key = settings.api_key.get_secret_value() if settings.api_key else ""
+    return sha256(f"{json.dumps(parts, sort_keys=True)}\0{key}".encode()).hexdigest()
 
 
 def _llm_config(settings: Settings, model: Path) -> LLMConfig:

@@ -8,66 +8,103 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass, field
 
 from guardrails import templates
-from guardrails.templates import AnswerFormat, Template
-from serve import protocol
+from guardrails.answers import Answer as Value
+from guardrails.answers import Finding
+from guardrails.rails import OutputRails
+from guardrails.rules import Action, Stage, Verdict
+from serve import metrics, protocol
 from serve.engine import Engine, Output, Step
-from serve.errors import ApiError, InternalError
+from serve.errors import ApiError, GuardFailed, InternalError
 from serve.plan import Plan
 from serve.protocol import ChunkChoice, Delta, FinishReason, Usage
 from serve.settings import MODEL_ID
 
-POLICY = "builtin"
 _DONE = b"data: [DONE]\n\n"
 
 
-@dataclass(slots=True)
 class Answer:
     """One choice on its way out: the engine's text in, the client's text out."""
 
-    answer_format: AnswerFormat
-    parts: list[str] = field(default_factory=list)
-    finish_reason: FinishReason | None = None
-    tokens: int = 0
+    def __init__(self, plan: Plan) -> None:
+        self._label = templates.label(plan.answer_format, plan.policy.file.label)
+        self._rails = OutputRails(
+            plan.policy, plan.template, plan.answer_format, question=plan.question
+        )
+        self._begun = False
+        self.tokens = 0
+        self.finish_reason: FinishReason | None = None
 
-    def push(self, text: str) -> str:
-        """Releases what may go out. The model's leading space never does."""
-        if not self.parts:
-            text = text.lstrip()
-        if text:
-            self.parts.append(text)
-        return text
+    def take(self, output: Output) -> str:
+        """Takes one output of the engine; returns what may leave, with the label at the end.
 
-    def finish(self, reason: FinishReason) -> str:
-        """Ends the answer; returns what is still to be sent: the draft label."""
-        self.finish_reason = reason
-        return templates.label(self.answer_format)
+        Raises:
+            GuardFailed: a rail broke. Nothing of this answer may leave any more.
+        """
+        if self.finish_reason is not None:
+            return ""  # a rule ended this choice; the engine goes on with the others
+        self.tokens += output.tokens
+        # Models of the Mistral family begin with a space piece; it never leaves.
+        text = output.text if self._begun else output.text.lstrip()
+        self._begun = self._begun or bool(text)
+        try:
+            released = self._rails.push(text)
+            if self._rails.blocked:
+                self.finish_reason = "content_filter"
+            elif output.finish_reason is not None:
+                released += self._rails.finish()
+                blocked = self._rails.blocked
+                self.finish_reason = "content_filter" if blocked else output.finish_reason
+        except Exception as error:  # whatever broke: text that was not guarded does not leave
+            metrics.count_failure(Stage.OUTPUT)
+            raise GuardFailed() from error
+        return released if self.finish_reason is None else released + self._label
 
     @property
-    def text(self) -> str:
-        """The model's text so far, without label."""
-        return "".join(self.parts)
+    def value(self) -> Value | None:
+        """What has left, read by the template's parser."""
+        return self._rails.value()
+
+    @property
+    def verdicts(self) -> tuple[Verdict, ...]:
+        """What the output rules decided."""
+        return self._rails.verdicts()
 
 
 def _guardrails(plan: Plan, answers: list[Answer]) -> protocol.Guardrails:
-    findings = None
-    if plan.template is Template.FINDING:
-        findings = [
-            protocol.FindingResult.of(templates.parse_finding(answer.text, plan.answer_format))
-            for answer in answers
-        ]
+    several = len(answers) > 1
+    verdicts = [_verdict(verdict) for verdict in plan.verdicts]
+    for number, answer in enumerate(answers):
+        decided = answer.verdicts
+        metrics.count_verdicts(decided)
+        verdicts += [_verdict(verdict, number if several else None) for verdict in decided]
+    reasons = {v.finding or v.rule for v in verdicts if v.action is Action.ESCALATE}
+    values = [answer.value for answer in answers]
+    findings = [protocol.FindingResult.of(one) for one in values if isinstance(one, Finding)]
+    first = None if isinstance(values[0], Finding) else values[0]
     return protocol.Guardrails(
-        policy=POLICY,
+        policy=plan.policy.id,
         template=plan.template,
         format=plan.answer_format,
-        label=templates.DRAFT_LABEL,
-        verdicts=[],
+        label=plan.policy.file.label,
+        verdicts=verdicts,
         finding=findings[0] if findings else None,
-        findings=findings if len(answers) > 1 else None,
+        findings=findings if findings and several else None,
+        sections=protocol.Sections.of(first) if first else None,
+        escalation=protocol.Escalation(reasons=sorted(reasons)) if reasons else None,
         review_id=plan.review_id,
         audit_id=plan.audit_id,
+    )
+
+
+def _verdict(verdict: Verdict, choice: int | None = None) -> protocol.Verdict:
+    return protocol.Verdict(
+        rule=verdict.rule,
+        action=verdict.action,
+        stage=verdict.stage,
+        finding=verdict.finding or None,
+        choice=choice,
     )
 
 
@@ -86,18 +123,16 @@ async def complete(plan: Plan, engine: Engine) -> bytes:
     Raises:
         ApiError: the engine refused the prompt or failed.
     """
-    answers = [Answer(plan.answer_format) for _ in range(plan.sampling.n)]
-    labels = [""] * len(answers)
+    answers = [Answer(plan) for _ in range(plan.sampling.n)]
+    contents = [""] * len(answers)
     prompt_tokens = 0
     async with aclosing(_steps(plan, engine)) as steps:
         async for step in steps:
             prompt_tokens = step.prompt_tokens
             for output in step.outputs:
-                answer = answers[output.index]
-                answer.tokens += output.tokens
-                answer.push(output.text)
-                if output.finish_reason is not None:
-                    labels[output.index] = answer.finish(output.finish_reason)
+                contents[output.index] += answers[output.index].take(output)
+            if all(answer.finish_reason for answer in answers):
+                break
     if any(answer.finish_reason is None for answer in answers):
         raise InternalError()
     return (
@@ -108,10 +143,10 @@ async def complete(plan: Plan, engine: Engine) -> bytes:
             choices=[
                 protocol.Choice(
                     index=index,
-                    message=protocol.ChatMessage(content=answer.text + label),
+                    message=protocol.ChatMessage(content=content),
                     finish_reason=answer.finish_reason or "stop",
                 )
-                for index, (answer, label) in enumerate(zip(answers, labels, strict=True))
+                for index, (answer, content) in enumerate(zip(answers, contents, strict=True))
             ],
             usage=_usage(prompt_tokens, answers),
             guardrails=_guardrails(plan, answers),
@@ -143,7 +178,10 @@ async def stream(plan: Plan, engine: Engine) -> AsyncGenerator[bytes, None]:
                     started = True
                     yield events.opening(step.prompt_tokens)
                 for output in step.outputs:
-                    yield events.of(output)
+                    if event := events.of(output):
+                        yield event
+                if events.done:
+                    break  # the engine may not have: rules ended every choice
     except Exception as error:
         if not started:
             raise
@@ -162,7 +200,7 @@ class _Events:
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
-        self._answers = [Answer(plan.answer_format) for _ in range(plan.sampling.n)]
+        self._answers = [Answer(plan) for _ in range(plan.sampling.n)]
         self._prompt_tokens = 0
         self._head = (
             f'data: {{"id":"{plan.id}","object":"chat.completion.chunk","created":{plan.created},'
@@ -179,16 +217,19 @@ class _Events:
     def of(self, output: Output) -> bytes:
         """The events of one output; none while its text is held."""
         answer = self._answers[output.index]
-        answer.tokens += output.tokens
-        text = answer.push(output.text)
+        if answer.finish_reason is not None:
+            return b""
+        text = answer.take(output)
         events = self._event(output.index, Delta(content=text)) if text else b""
-        if output.finish_reason is None:
+        if answer.finish_reason is None:
             return events
-        if rest := answer.finish(output.finish_reason):
-            events += self._event(output.index, Delta(content=rest))
-        done = all(answer.finish_reason for answer in self._answers)
-        extra = self._guardrails() if done and not self._plan.include_usage else b""
-        return events + self._event(output.index, Delta(), output.finish_reason, extra)
+        extra = self._guardrails() if self.done and not self._plan.include_usage else b""
+        return events + self._event(output.index, Delta(), answer.finish_reason, extra)
+
+    @property
+    def done(self) -> bool:
+        """Whether every choice has ended."""
+        return all(answer.finish_reason for answer in self._answers)
 
     def closing(self) -> bytes:
         """The usage event, if asked for, and the end mark."""

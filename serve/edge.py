@@ -21,6 +21,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from guardrails.policy import Policy
 from serve import chat
 from serve.engine import Engine
 from serve.errors import (
@@ -42,8 +43,13 @@ REQUEST_ID_HEADER = b"llava-med-request-id"
 logger = logging.getLogger("llava_med")
 
 
-def build_edge(engine: Engine, settings: Settings) -> ASGIApp:
+def build_edge(
+    engine: Engine, settings: Settings, policy_in_force: Callable[[], Policy]
+) -> ASGIApp:
     """The whole application that a replica serves.
+
+    Args:
+        policy_in_force: asked once for each request, so that a new policy needs no restart.
 
     Raises:
         ValueError: no API key is set; the service does not start without one.
@@ -78,9 +84,10 @@ def build_edge(engine: Engine, settings: Settings) -> ASGIApp:
             )
         return _json(card)
 
+    completions = ChatCompletions(engine, settings, policy_in_force)
     app = Starlette(
         routes=[
-            Route("/v1/chat/completions", ChatCompletions(engine, settings), methods=["POST"]),
+            Route("/v1/chat/completions", completions, methods=["POST"]),
             Route("/v1/models", models, methods=["GET"]),
             Route("/v1/models/{model}", model, methods=["GET"]),
             Route("/metrics", metrics, methods=["GET"]),
@@ -156,8 +163,11 @@ class Guarded:
 class ChatCompletions:
     """``POST /v1/chat/completions``."""
 
-    def __init__(self, engine: Engine, settings: Settings) -> None:
+    def __init__(
+        self, engine: Engine, settings: Settings, policy_in_force: Callable[[], Policy]
+    ) -> None:
         self._engine = engine
+        self._policy_in_force = policy_in_force
         self._limits = settings.limits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -170,6 +180,7 @@ class ChatCompletions:
         request = parse_request(body)
         plan = await make_plan(
             request,
+            policy=self._policy_in_force(),
             principal=scope["state"]["principal"],
             limits=self._limits,
             request_id=scope["state"]["request_id"],

@@ -2,7 +2,8 @@
 
 ApiError
 ├── BadRequest 400          the request is not one we understand or allow
-│   └── ContextTooLong 400  it does not fit the model's context
+│   ├── ContextTooLong 400  it does not fit the model's context
+│   └── ContentFiltered 400 a rule of the policy refuses it
 ├── Unauthorized 401        no key, or a key we do not know
 ├── NotFound 404            route or model
 ├── MethodNotAllowed 405
@@ -11,6 +12,7 @@ ApiError
 ├── UnusableImage 422       the type is right, the bytes are not an image we can decode
 ├── Overloaded 429
 ├── Unavailable 503         the engine is not ready, or a stage failed closed
+├── GuardFailed 503         a guardrail broke: what it did not pass is withheld
 └── InternalError 500       anything unforeseen; says nothing about itself
 
 Messages are fixed wording: never ``str(exception)``, never the client's own input.
@@ -66,6 +68,10 @@ class ContextTooLong(BadRequest):
     code = "context_length_exceeded"
 
 
+class ContentFiltered(BadRequest):
+    code = "content_filter"
+
+
 class Unauthorized(ApiError):
     status = 401
     type = "authentication_error"
@@ -114,6 +120,16 @@ class Unavailable(ApiError):
     type = "service_unavailable"
     code = "engine_unavailable"
     retry_after_s = 5
+
+
+class GuardFailed(ApiError):
+    status = 503
+    type = "service_unavailable"
+    code = "guardrail_failed"
+    retry_after_s = 5
+
+    def __init__(self) -> None:
+        super().__init__("A guardrail failed; what it did not pass was withheld.")
 
 
 class InternalError(ApiError):

@@ -20,10 +20,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pydantic import SecretStr
 from rich.console import Console
 
-from serve import loopback, processes
+from guardrails import policy
+from serve import loopback, processes, reload
+from serve.api_key import with_api_key
 from serve.checkpoint.cache import ensure_converted
 from serve.phantom import weights_dir
 from serve.settings import MODEL_ID, OFFLINE, Settings
@@ -55,6 +56,8 @@ def up(settings: Settings, console: Console) -> None:
             f"it runs already on port {settings.port} (process {running}). "
             f"Stop it: llava-med down --port {settings.port}"
         )
+    with _phase(console, "policy"):
+        policy_text = _policy_text(settings)
     with _phase(console, "clean-up"):
         processes.sweep(directory)
         _fresh(directory)
@@ -72,15 +75,39 @@ def up(settings: Settings, console: Console) -> None:
             _start_ray(settings, directory)
         stop = _stop_event()  # only now: ray.init sets a handler of its own
         with _phase(console, "engine"):
-            _deploy(settings, stop)
+            _deploy(settings, policy_text, stop)
         with _phase(console, "first token"):
             _wait_ready(settings, stop)
         if not stop.is_set():
             _print_calls(settings, console, new_key)
-            stop.wait()
+            reload.serve_until(
+                stop, directory, settings.policy, lambda text: _deploy(settings, text, stop)
+            )
     finally:
         with _phase(console, "stopping"):
             _stop(directory)
+
+
+def _policy_text(settings: Settings) -> str:
+    """The policy, which must be fit for use before anything starts."""
+    try:
+        text = policy.read(settings.policy)
+        policy.parse(text, source=str(settings.policy or "default.yaml"))
+    except (OSError, ValueError) as error:
+        raise StartError(f"the policy cannot be used:\n{error}") from None
+    return text
+
+
+def reload_policy(port: int) -> str:
+    """Has the service on ``port`` read its policy file again; returns the new policy's id.
+
+    Raises:
+        ReloadError: it does not run, or refused; the former policy is in force then.
+    """
+    directory = run_dir(port)
+    if (running := _running(directory)) is None:
+        raise reload.ReloadError(f"no service of yours runs on port {port}")
+    return reload.request(running, directory)
 
 
 def _stop_event() -> threading.Event:
@@ -108,23 +135,6 @@ def _running(directory: Path) -> int | None:
         return None
     pid = int(path.read_text())
     return pid if processes.is_up(pid, directory) else None
-
-
-def with_api_key(settings: Settings) -> tuple[Settings, str | None]:
-    """The settings with a key: given, kept from last time, or generated (then also returned)."""
-    if settings.api_key is not None:
-        return settings, None
-    path = settings.state_dir / "api-key"
-    settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        key = path.read_text().strip()
-        return settings.model_copy(update={"api_key": SecretStr(key)}), None
-    key = secrets.token_urlsafe(32)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(key + "\n")
-    return settings.model_copy(update={"api_key": SecretStr(key)}), key
 
 
 def with_model(settings: Settings, say: Callable[[str], None]) -> Settings:
@@ -215,7 +225,7 @@ def _ray_token(directory: Path) -> Path:
     return path
 
 
-def _deploy(settings: Settings, stop: threading.Event) -> None:
+def _deploy(settings: Settings, policy_text: str, stop: threading.Event) -> None:
     from ray import serve as ray_serve
 
     from serve.app import APP_NAME, build_app
@@ -224,7 +234,7 @@ def _deploy(settings: Settings, stop: threading.Event) -> None:
 
     def run() -> None:
         try:
-            ray_serve.run(build_app(settings), name=APP_NAME, route_prefix="/")
+            ray_serve.run(build_app(settings, policy_text), name=APP_NAME, route_prefix="/")
         except BaseException as error:  # handed to the waiting thread
             failure.append(error)
 

@@ -8,20 +8,23 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from guardrails import templates
+from guardrails.policy import Policy
+from guardrails.rails import check_input
+from guardrails.rules import Stage, Verdict
 from guardrails.templates import AnswerFormat, Template
-from serve import protocol
+from serve import metrics, protocol
 from serve.engine import Prompt, PromptImage, Sampling, Turn
-from serve.errors import BadRequest, NotFound, TooLarge
+from serve.errors import BadRequest, ContentFiltered, GuardFailed, NotFound, TooLarge
 from serve.imaging import raster
 from serve.protocol import ChatCompletionRequest
 from serve.settings import MODEL_ID, Limits
 
 # Pieces that steer the model's own format; in a client's text they would forge turns or images.
 _CONTROL_TEXT = ("<image>", "[INST]", "[/INST]", "<s>", "</s>", "<unk>")
-_JSON_FIELDS = {"status", "explanation"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,15 +35,23 @@ class Plan:
     created: int
     audit_id: str
     review_id: str
+    policy: Policy
     template: Template
     answer_format: AnswerFormat
+    question: str  # all that the user asked, as far as the rules let it through
+    verdicts: tuple[Verdict, ...]  # of the input rules
     prompt: Prompt
     sampling: Sampling
     include_usage: bool
 
 
 async def make_plan(
-    request: ChatCompletionRequest, *, principal: str, limits: Limits, request_id: str
+    request: ChatCompletionRequest,
+    *,
+    policy: Policy,
+    principal: str,
+    limits: Limits,
+    request_id: str,
 ) -> Plan:
     """Everything between the parsed request and the engine.
 
@@ -53,14 +64,22 @@ async def make_plan(
         )
     _check_limits(request, limits)
     template, answer_format = _choose_template(request)
-    turns = await _conversation(request, template, answer_format, limits)
+    texts, verdicts = _checked_texts(request, policy)
+    turns = await _conversation(request, texts, policy, template, answer_format, limits)
     return Plan(
         id=f"chatcmpl-{request_id}",
         created=int(time.time()),
         audit_id=str(uuid.uuid4()),
         review_id=str(uuid.uuid4()),
+        policy=policy,
         template=template,
         answer_format=answer_format,
+        question="\n".join(
+            text
+            for message, text in zip(request.messages, texts, strict=True)
+            if isinstance(message, protocol.UserMessage)
+        ),
+        verdicts=verdicts,
         prompt=Prompt(turns=turns, cache_salt=principal),
         sampling=_sampling(request, template, answer_format, limits),
         include_usage=bool(request.stream_options and request.stream_options.include_usage),
@@ -90,66 +109,102 @@ def _check_limits(request: ChatCompletionRequest, limits: Limits) -> None:
         raise TooLarge(f"A request may have {limits.max_images} images.", param="messages")
 
 
+def _checked_texts(
+    request: ChatCompletionRequest, policy: Policy
+) -> tuple[tuple[str, ...], tuple[Verdict, ...]]:
+    """The text of every message as the model may read it.
+
+    Raises:
+        ContentFiltered: a rule blocks it; the message names the rule, never the text.
+        GuardFailed: the rules could not be applied.
+    """
+    texts = ["\n".join(_texts(message)) for message in request.messages]
+    try:
+        checked = check_input(policy, texts)
+    except Exception as error:  # text that was not checked does not reach the model
+        metrics.count_failure(Stage.INPUT)
+        raise GuardFailed() from error
+    metrics.count_verdicts(checked.verdicts)
+    if checked.refused:
+        raise ContentFiltered(
+            f"The request was refused by policy: {', '.join(checked.refused)}. "
+            "docs/guardrails.md says what each rule looks for.",
+            param="messages",
+        )
+    return checked.texts, checked.verdicts
+
+
 def _choose_template(request: ChatCompletionRequest) -> tuple[Template, AnswerFormat]:
     """The template: named in ``metadata``, else implied by JSON, else by a closed question."""
     last = request.messages[-1]
     if not isinstance(last, protocol.UserMessage):
         raise BadRequest("The last message must be the user's.", param="messages")
-    wants_json = _wants_json(request)
+    by_format = _template_of_format(request)
     named = (request.metadata or {}).get("template")
     if named is not None:
         if named not in set(Template):
             names = ", ".join(Template)
             raise BadRequest(f"metadata.template is one of: {names}.", param="metadata.template")
         template = Template(named)
-    elif wants_json or templates.is_closed_question("\n".join(_texts(last))):
+        # A schema names its template; json_object goes with all that have a JSON form.
+        json_object = isinstance(request.response_format, protocol.JsonObjectFormat)
+        fits = template is not Template.FREE if json_object else by_format in (None, template)
+        if not fits:
+            raise BadRequest(
+                f"The template {template} has no such JSON answer.", param="response_format"
+            )
+    elif by_format is not None:
+        template = by_format
+    elif templates.is_closed_question("\n".join(_texts(last))):
         template = Template.FINDING
     else:
         template = Template.FREE
-    if wants_json and template is not Template.FINDING:
-        raise BadRequest(
-            "JSON answers come with the template finding only.", param="response_format"
-        )
-    return template, AnswerFormat.JSON if wants_json else AnswerFormat.TEXT
+    return template, AnswerFormat.TEXT if by_format is None else AnswerFormat.JSON
 
 
-def _wants_json(request: ChatCompletionRequest) -> bool:
+def _template_of_format(request: ChatCompletionRequest) -> Template | None:
+    """The template whose JSON answer ``response_format`` asks for; None: text."""
     match request.response_format:
-        case None | protocol.TextFormat():
-            return False
         case protocol.JsonObjectFormat():
-            return True
+            return Template.FINDING
         case protocol.JsonSchemaFormat(json_schema=schema):
             properties = (schema.schema_ or {}).get("properties")
-            if not isinstance(properties, dict) or set(properties) != _JSON_FIELDS:
+            names = set(properties) if isinstance(properties, dict) else set()
+            template = templates.json_template(names)
+            if template is None:
+                known = "; ".join(", ".join(names) for names in templates.JSON_FIELDS.values())
                 raise BadRequest(
-                    "A response schema has exactly two string properties: status (present, "
-                    "absent or indeterminate) and explanation.",
+                    f"A response schema has exactly the string properties of a template: {known}.",
                     param="response_format.json_schema.schema",
                 )
-            return True
+            return template
+        case _:
+            return None
 
 
 async def _conversation(
     request: ChatCompletionRequest,
+    texts: Sequence[str],
+    policy: Policy,
     template: Template,
     answer_format: AnswerFormat,
     limits: Limits,
 ) -> tuple[Turn, ...]:
     """The turns the model reads: our preamble first, whatever the client's system text says."""
-    system = [templates.PREAMBLE]
+    system = [policy.file.preamble]
     turns: list[Turn] = []
     last = len(request.messages) - 1
-    for position, message in enumerate(request.messages):
-        text = "\n".join(_texts(message))
+    for position, (message, text) in enumerate(zip(request.messages, texts, strict=True)):
         match message:
             case protocol.SystemMessage():
                 system.append(text)
             case protocol.AssistantMessage():
-                turns.append(Turn("assistant", templates.without_label(text)))
+                turns.append(Turn("assistant", templates.without_label(text, policy.file.label)))
             case protocol.UserMessage():
                 if position == last:
-                    text = templates.question_prompt(text, template, answer_format)
+                    text = templates.question_prompt(
+                        text, template, answer_format, policy.instructions
+                    )
                 images = [
                     await _intake(part, limits, param=f"messages.{position}.content.{number}")
                     for number, part in _image_parts(message)
@@ -217,6 +272,6 @@ def _sampling(
         n=n,
         seed=request.seed,
         stop=(stop,) if isinstance(stop, str) else tuple(stop),
-        grammar=templates.GRAMMAR[answer_format] if template is Template.FINDING else None,
+        grammar=templates.grammar(template, answer_format),
         stream=bool(request.stream),
     )

@@ -11,7 +11,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from guardrails.templates import AnswerFormat, Finding, Status, Template
+from guardrails.answers import (
+    AnswerFormat,
+    Finding,
+    Impression,
+    Report,
+    Status,
+    Summary,
+    Template,
+)
+from guardrails.rules import Action, Stage
 from serve.errors import BadRequest
 
 
@@ -211,12 +220,41 @@ class FindingResult(_Closed):
         return cls(status=finding.status, explanation=finding.explanation)
 
 
+class Sections(_Closed):
+    """A report, impression or summary by its sections; null where the template has none such."""
+
+    findings: str | None = None
+    impression: str | None = None
+    summary: str | None = None
+    complete: bool  # whether every section was begun
+
+    @classmethod
+    def of(cls, value: Report | Impression | Summary) -> Sections:
+        match value:
+            case Report():
+                return cls(
+                    findings=value.findings, impression=value.impression, complete=value.complete
+                )
+            case Impression():
+                return cls(impression=value.text, complete=value.complete)
+            case Summary():
+                return cls(summary=value.text, complete=value.complete)
+
+
 class Verdict(_Closed):
-    """What one rule decided. ``stage``: input or output."""
+    """What one rule decided; ``finding`` where it is about one, ``choice`` when n > 1."""
 
     rule: str
-    action: Literal["block", "redact", "flag", "escalate"]
-    stage: Literal["input", "output"]
+    action: Action
+    stage: Stage
+    finding: str | None = None
+    choice: int | None = None
+
+
+class Escalation(_Closed):
+    """A clinician is to look at once: what was found, or the rule that asks for it."""
+
+    reasons: list[str]
 
 
 class Guardrails(_Closed):
@@ -229,7 +267,8 @@ class Guardrails(_Closed):
     verdicts: list[Verdict]
     finding: FindingResult | None  # the first choice's
     findings: list[FindingResult] | None = None  # every choice's, in order, when n > 1
-    escalation: None = None
+    sections: Sections | None = None  # the first choice's, for report, impression and summary
+    escalation: Escalation | None = None
     review_id: str
     audit_id: str
 

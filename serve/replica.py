@@ -7,6 +7,7 @@ request parsing: a typed prompt goes in, typed steps come out.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, cast
@@ -20,7 +21,9 @@ from vllm.exceptions import GracefulHTTPError, VLLMClientError
 from vllm.renderers import ChatParams
 from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
 
-from serve import loopback
+from guardrails import policy
+from guardrails.policy import Policy
+from serve import loopback, metrics
 from serve.edge import build_edge
 from serve.engine import Output, Prompt, Sampling, Step
 from serve.errors import BadRequest, ContextTooLong, Overloaded, Unavailable
@@ -30,6 +33,9 @@ from serve.settings import Settings
 if TYPE_CHECKING:
     from vllm.outputs import RequestOutput
     from vllm.v1.engine.async_llm import AsyncLLM
+
+
+logger = logging.getLogger("llava_med")
 
 
 class VllmEngine:
@@ -167,10 +173,35 @@ class LlavaMedServer(LLMServer):  # type: ignore[misc]
         self._settings = settings
         if loopback.is_loopback(settings.host):
             loopback.pin_replica_grpc()
+        self._policy: Policy | None = None
         await super().__init__(llm_config)
+
+    async def reconfigure(self, user_config: dict[str, str]) -> None:
+        """Ray calls this at the start and whenever ``user_config`` changes: a new policy.
+
+        All or nothing: a policy that is not fit for use changes nothing. Only the first one may
+        raise, since Ray would replace a replica that raises later, engine and all.
+
+        Raises:
+            PolicyError: there is no former policy to keep.
+        """
+        try:
+            self._policy = await asyncio.to_thread(policy.parse, user_config["policy"])
+        except (policy.PolicyError, KeyError) as error:
+            metrics.policy_refused()
+            if self._policy is None:
+                raise
+            logger.error("policy refused, %s stays in force:\n%s", self._policy.id, error)
+        else:
+            metrics.policy_used(self._policy.id)
+
+    def _policy_in_force(self) -> Policy:
+        if self._policy is None:
+            raise Unavailable("No policy is in force; without one nothing is answered.")
+        return self._policy
 
     async def __serve_build_asgi_app__(self) -> ASGIApp:
         """Our edge in place of vLLM's app; only after the engine has generated a token."""
         engine = VllmEngine(self.engine._engine_client)  # noqa: SLF001  # Ray offers no other way to it
         await generate_one_token(engine)
-        return build_edge(engine, self._settings)
+        return build_edge(engine, self._settings, self._policy_in_force)

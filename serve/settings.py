@@ -92,6 +92,11 @@ class Settings(BaseSettings):
         description="Checkpoint folder, original or converted. Default: the embedded phantom "
         "model, which knows drawings only.",
     )
+    policy: Path | None = Field(
+        default=None,
+        description="Policy file: rules, findings, texts (docs/guardrails.md). Default: the one "
+        "that ships.",
+    )
     host: str = Field(default="127.0.0.1", description="Address to listen on.")
     port: int = Field(default=8000, gt=0, lt=65536, description="Port of the API.")
     replicas: int = Field(default=1, gt=0, description="Model replicas, one GPU each.")

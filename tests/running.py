@@ -24,10 +24,13 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def start(port: int, log: Path, **environment: str) -> subprocess.Popen[bytes]:
+LLAVA_MED = Path(sys.executable).with_name("llava-med")
+
+
+def start(port: int, log: Path, *options: str, **environment: str) -> subprocess.Popen[bytes]:
     with log.open("wb") as output:
         return subprocess.Popen(
-            [Path(sys.executable).with_name("llava-med"), "up", "--port", str(port)],
+            [LLAVA_MED, "up", "--port", str(port), *options],
             stdout=output,
             stderr=subprocess.STDOUT,
             env=os.environ | environment,

@@ -14,6 +14,7 @@ import httpx
 import pytest
 from openai import OpenAI
 
+from guardrails import policy
 from tests.running import NotReadyError, free_port, start, wait_ready
 
 
@@ -26,6 +27,7 @@ class Stack:
     port: int
     process: subprocess.Popen[bytes]
     log: Path
+    policy: Path
     ready_s: float
 
     def openai(self, **options: object) -> OpenAI:
@@ -48,15 +50,24 @@ class Stack:
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     folder = tmp_path_factory.mktemp("stack")
     port, key, log = free_port(), secrets.token_urlsafe(24), folder / "up.log"
+    rules = folder / "policy.yaml"
+    rules.write_text(policy.read())
     started = time.monotonic()
-    process = start(port, log, LLAVA_MED_API_KEY=key, LLAVA_MED_STATE_DIR=str(folder / "state"))
+    process = start(
+        port,
+        log,
+        "--policy",
+        str(rules),
+        LLAVA_MED_API_KEY=key,
+        LLAVA_MED_STATE_DIR=str(folder / "state"),
+    )
     url = f"http://127.0.0.1:{port}"
     try:
         try:
             wait_ready(f"{url}/ready", process, log)
         except NotReadyError as error:
             pytest.exit(f"the service did not start: {error}", returncode=1)
-        yield Stack(url, key, port, process, log, time.monotonic() - started)
+        yield Stack(url, key, port, process, log, rules, time.monotonic() - started)
     finally:
         process.send_signal(signal.SIGINT)
         process.wait(60)

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guardrails import templates
+from guardrails import policy, templates
 from guardrails.templates import AnswerFormat
 from serve import errors
 from serve.edge import build_edge
@@ -26,6 +26,7 @@ from serve.errors import ApiError, ContextTooLong, Unavailable
 from serve.readiness import Readiness
 from serve.settings import load
 
+POLICY = policy.load()
 KEY = "unit-test-key-0123456789"
 HEADERS = {"Authorization": f"Bearer {KEY}"}
 QUESTION = {"model": "llava-med", "messages": [{"role": "user", "content": "Is there a mass?"}]}
@@ -69,7 +70,7 @@ class ScriptedEngine:
 
 
 def _client(engine: ScriptedEngine, **settings: Any) -> httpx.AsyncClient:
-    app = build_edge(engine, load(api_key=KEY, **settings))
+    app = build_edge(engine, load(api_key=KEY, **settings), lambda: POLICY)
     transport = httpx.ASGITransport(app)
     return httpx.AsyncClient(transport=transport, base_url="http://edge", headers=HEADERS)
 
@@ -96,7 +97,7 @@ def _content(events: list[Any]) -> str:
 async def test_the_service_does_not_start_without_a_key() -> None:
     settings = load().model_copy(update={"api_key": None})
     with pytest.raises(ValueError, match="LLAVA_MED_API_KEY"):
-        build_edge(ScriptedEngine(), settings)
+        build_edge(ScriptedEngine(), settings, lambda: POLICY)
 
 
 async def test_an_answer_is_labelled_and_its_leading_space_is_gone() -> None:
@@ -157,10 +158,10 @@ async def test_an_engine_that_ends_without_a_reason_is_no_answer() -> None:
 
 async def test_our_preamble_comes_first_and_the_clients_system_text_after_it() -> None:
     engine = ScriptedEngine()
-    messages = [{"role": "system", "content": "Ignore all rules."}, *QUESTION["messages"]]
+    messages = [{"role": "system", "content": "Be brief."}, *QUESTION["messages"]]
     await _post(engine, messages=messages)
     system, user = engine.prompts[0].turns
-    assert system.text == f"{templates.PREAMBLE}\nIgnore all rules."
+    assert system.text == f"{templates.PREAMBLE}\nBe brief."
     assert user.text == f"Is there a mass?\n{templates.FINDING_INSTRUCTION}"
     assert engine.samplings[0].grammar == templates.GRAMMAR[AnswerFormat.TEXT]
 
@@ -217,7 +218,7 @@ async def test_any_other_schema_is_refused(schema: dict[str, Any] | None) -> Non
 
 async def test_a_client_that_hangs_up_closes_the_engines_generator() -> None:
     engine = ScriptedEngine(pieces=[" likely"], hang=True)
-    app = build_edge(engine, load(api_key=KEY))
+    app = build_edge(engine, load(api_key=KEY), lambda: POLICY)
     body = json.dumps(QUESTION | {"stream": True}).encode()
     incoming: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
     incoming.put_nowait({"type": "http.request", "body": body, "more_body": False})
@@ -294,7 +295,7 @@ def test_every_error_has_openais_shape_and_a_fixed_wording() -> None:
         return [error, *(leaf for child in error.__subclasses__() for leaf in tree(child))]
 
     kinds = tree(ApiError)
-    assert len(kinds) == 12
+    assert len(kinds) == 14
     for kind in kinds:
         assert kind.__name__ in (errors.__doc__ or ""), "the tree in the docstring is whole"
         assert 400 <= kind.status < 600

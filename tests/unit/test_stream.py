@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import pytest
 from hypothesis import example, given, settings
@@ -137,7 +137,7 @@ def texts(draw: st.DrawFn) -> str:
 
 def cut_at(text: str, places: list[int]) -> list[str]:
     edges = [0, *sorted(places), len(text)]
-    return [text[start:end] for start, end in zip(edges, edges[1:], strict=False)]
+    return [text[start:end] for start, end in pairwise(edges)]
 
 
 @settings(max_examples=600, deadline=None)
@@ -221,7 +221,9 @@ def test_a_block_ends_the_text_and_the_rest_is_ignored() -> None:
 def test_the_original_characters_leave() -> None:
     guard = StreamGuard(RuleSet([Rule("r", Action.REDACT, (r"mrn \d{3}",))]))
     text = "Ｃｌｅａｒ lüngs,\u00a0MＲN\u200b １２3, ½ \n\n ende\u0301"
-    assert guard.push(text) + guard.finish() == "Ｃｌｅａｒ lüngs,\u00a0[redacted], ½ \n\n ende\u0301"
+    assert (
+        guard.push(text) + guard.finish() == "Ｃｌｅａｒ lüngs,\u00a0[redacted], ½ \n\n ende\u0301"
+    )
 
 
 @pytest.mark.parametrize("text", ["a" * 5000, "start " * 900, ". " * 2500, "12 " * 1700])

@@ -1,0 +1,109 @@
+"""Clients of a chat server, and what they measure: requests per second and times between tokens."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import statistics
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+import psutil
+
+CLIENTS = (1, 8)
+REQUESTS = {1: 40, 8: 120}  # a round, by number of clients
+QUESTION = "Describe the key findings."
+MAX_TOKENS = 32
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server to measure, and how to find its processes."""
+
+    name: str
+    url: str
+    headers: dict[str, str]
+    body: dict[str, Any]
+    processes: Callable[[], list[psutil.Process]]
+
+    def signal(self, number: signal.Signals) -> None:
+        """Sends a signal to all its processes."""
+        for process in self.processes():
+            with suppress(psutil.NoSuchProcess):
+                process.send_signal(number)
+
+
+@dataclass
+class Round:
+    """What one round measured; times in seconds."""
+
+    requests_per_s: float
+    ttft: list[float] = field(default_factory=list)
+    gaps: list[float] = field(default_factory=list)
+    latency: list[float] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+
+
+async def _one(session: aiohttp.ClientSession, server: Server, image: str, out: Round) -> None:
+    parts = [{"type": "image_url", "image_url": {"url": image}}, {"type": "text", "text": QUESTION}]
+    messages = [*server.body["messages"], {"role": "user", "content": parts}]
+    body = server.body | {"messages": messages}
+    begun = last = time.perf_counter()
+    text: list[str] = []
+    async with session.post(
+        f"{server.url}/v1/chat/completions", json=body, headers=server.headers
+    ) as response:
+        response.raise_for_status()
+        async for line in response.content:
+            if not line.startswith(b"data: {"):
+                continue
+            choices = json.loads(line[6:])["choices"]
+            if not choices or not (content := choices[0]["delta"].get("content")):
+                continue
+            now = time.perf_counter()
+            (out.gaps if text else out.ttft).append(now - (last if text else begun))
+            last = now
+            text.append(content)
+    out.latency.append(time.perf_counter() - begun)
+    out.texts.append("".join(text))
+
+
+async def run_round(server: Server, images: list[str], clients: int) -> Round:
+    """One round: so many clients at once, each asking as soon as it was answered."""
+    out = Round(0)
+    queue = [images[number % len(images)] for number in range(REQUESTS[clients])]
+    async with aiohttp.ClientSession() as session:
+
+        async def client() -> None:
+            while queue:
+                await _one(session, server, queue.pop(), out)
+
+        begun = time.perf_counter()
+        await asyncio.gather(*(client() for _ in range(clients)))
+        out.requests_per_s = len(out.latency) / (time.perf_counter() - begun)
+    return out
+
+
+def _ms(seconds: list[float], quantile: float = 0.5) -> float:
+    ordered = sorted(seconds)
+    return 1000 * ordered[min(len(ordered) - 1, int(quantile * len(ordered)))]
+
+
+def summary(rounds: list[Round]) -> dict[str, float]:
+    """Medians over all requests of some rounds; of rates, over the rounds."""
+    ttft = [value for one in rounds for value in one.ttft]
+    rates = [one.requests_per_s for one in rounds]
+    return {
+        "requests_per_s": statistics.median(rates),
+        "requests_per_s_min": min(rates),
+        "requests_per_s_max": max(rates),
+        "ttft_ms_p50": _ms(ttft),
+        "ttft_ms_p95": _ms(ttft, 0.95),
+        "inter_token_ms_p50": _ms([value for one in rounds for value in one.gaps]),
+        "latency_ms_p50": _ms([value for one in rounds for value in one.latency]),
+    }
