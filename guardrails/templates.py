@@ -152,7 +152,7 @@ _WHETHER = re.compile(
 _OPEN = re.compile(
     rf"(?:(?:in|on|at|to|of|from|for|with|by|under|through|within|about) )?{_WH}|(?:describe|list|"
     r"summari[sz]e|explain|give|write|show|compare|name|identify|report|interpret|outline|provide|"
-    r"draft|comment|elaborate|characteri[sz]e|classify|discuss|generate|tell|let)\b"
+    r"draft|comment|elaborate|characteri[sz]e|classify|discuss|generate|tell|let|should|will|shall|must)\b"
 )
 _QUESTION = re.compile(_AUX)
 # Without a question mark only what cannot be a request.
@@ -198,7 +198,7 @@ _TRAITS = re.compile(rf"\b{_TRAIT}\b(?: \w+)? or (?:(?:in|on|at|to|is|the|an?|it
 
 # Without a question's verb: "Pneumothorax?", "Any sign of free air?", but not "Diagnosis?".
 _STATEMENT = re.compile(r"\b(?:is|are|was|were|has|have|shows?|see|suggests?|appears?)\b(?=.*\w)")
-_POINTED = re.compile(r"(?:the|your|my|this|that|these|those|its|his|her|their)\b")
+_POINTED = re.compile(r"(?:the|your|my|this|that|these|those|its|his|her|their|i|we|you)\b")
 _EXISTENCE = re.compile(
     r"(?:(?:any|no)\b\s*)?(?:(?:evidence|signs?|suggestion|suspicion|indications?|presence) of )?"
 )

@@ -6,6 +6,7 @@ On Kubernetes KubeRay does this instead; the application (serve/app.py) is the s
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import secrets
 import shutil
@@ -202,6 +203,8 @@ def _start_ray(settings: Settings, directory: Path) -> None:
         proxy_location="HeadOnly",
         logging_config={"log_level": settings.log_level, "enable_access_log": False},
     )
+    # Else Ray prints every deployment's options here, the policy among them.
+    logging.getLogger("ray.serve").setLevel(settings.log_level)
 
 
 def _haproxy_wrapper(directory: Path) -> Path:

@@ -24,7 +24,8 @@ RIM_RULE = """rules:
   - id: rim
     description: What the phantom says of a pneumothorax.
     output: block
-    patterns: [rim without {gap1}markings]
+    patterns:
+      - rim without {gap1}markings
 """
 
 
