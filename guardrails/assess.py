@@ -6,18 +6,22 @@ redacts or blocks over-calls: then a sentence is held until it is whole.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 
 from guardrails.findings import Assertion, Mention, sentences
 from guardrails.folding import fold
 from guardrails.policy import Policy
 from guardrails.rules import HOLDING, Action, Stage, Verdict
-from guardrails.templates import AnswerFormat, Finding, Status, Template
+from guardrails.templates import is_closed_question
+from guardrails.answers import AnswerFormat, Finding, Status, Template
 
 # A sentence without an end is cut here, so that the work on each word stays bounded.
 MAX_SENTENCE = 600
 _AFFIRMED = frozenset({Assertion.PRESENT, Assertion.UNCERTAIN})
 _ENDS = frozenset('.!?;\n"')
+_UNDECIDED = re.compile(r"[.!?;\n\"][\s\"')\]]{0,80}\Z")
+_LEAD = re.compile(r"(?:Findings|Impression|Summary): ")
 _HEAD_END = "explanation:"  # in the finding template, what stands before is the status
 
 
@@ -56,6 +60,7 @@ class FindingsRail:
         # In a finding answer the status stands first; it is read by the template's parser.
         self._in_head = template is Template.FINDING and not self._json
         self._text = ""  # from the start of the first sentence that is not whole
+        self._may_end = False  # whether a sentence may have ended in it
         self._said: dict[str, set[Assertion]] = {}
         self._urgent: set[str] = set()
         self._overcalled: set[str] = set()
@@ -66,6 +71,8 @@ class FindingsRail:
         if self.blocked:
             return ""
         self._text += text
+        if not self._may_end:
+            self._may_end = not _ENDS.isdisjoint(text)
         assessed = self._assess(final=False)
         return assessed if self._holds else text
 
@@ -104,7 +111,7 @@ class FindingsRail:
                 return ""
             self._in_head = False
             out, self._text = head + separator, rest
-        if not final and _ENDS.isdisjoint(self._text) and len(self._text) <= MAX_SENTENCE:
+        if not (final or self._may_end or len(self._text) > MAX_SENTENCE):
             return out
         text, place = self._text, 0
         for start, end in self._whole(text, final=final):
@@ -113,11 +120,15 @@ class FindingsRail:
                 if self._overcall is Action.BLOCK:
                     self.blocked = True
                     return out
-                out += self._policy.file.mark
+                # A section keeps its lead, or its template's parser would not find it.
+                lead = _LEAD.match(text, start, end)
+                out += (lead[0] if lead else "") + self._policy.file.mark
             else:
                 out += text[start:end]
             place = end
         self._text = "" if final else text[place:]
+        # An end mark counts once it is known what follows; the last one may not be decided yet.
+        self._may_end = _UNDECIDED.search(self._text) is not None
         return out + text[place:] if final else out
 
     def _whole(self, text: str, *, final: bool) -> Iterator[tuple[int, int]]:
@@ -136,6 +147,8 @@ class FindingsRail:
 
     def _judge(self, sentence: str) -> bool:
         """Notes what a sentence says; returns whether it calls a finding nobody asked about."""
+        if sentence.endswith("?") and is_closed_question(sentence):
+            return False  # a question says nothing of what is there
         overcalls = False
         for mention in self._policy.detector.mentions(fold(sentence)):
             name = mention.finding

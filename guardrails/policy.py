@@ -89,6 +89,13 @@ class RuleEntry(_Closed):
         return self
 
 
+class TemplateItem(_Closed):
+    """The instruction that a template adds to a question, for its text and its JSON answer."""
+
+    text: _Text
+    json_: _Text = Field(alias="json")
+
+
 class FindingItem(_Closed):
     """A finding, the terms that name it, and the findings that a mention of it speaks about too."""
 
@@ -133,7 +140,7 @@ class PolicyFile(_Closed):
     preamble: _Text
     label: _Plain
     mark: _Plain = "[redacted]"
-    templates: dict[Template, TemplateText] = Field(default_factory=dict)
+    templates: dict[Template, TemplateItem] = Field(default_factory=dict)
     lexicons: dict[_Name, tuple[_Text, ...]] = Field(default_factory=dict)
     rules: tuple[RuleEntry, ...] = ()
     actions: FindingActions = FindingActions()
@@ -204,7 +211,10 @@ def parse(text: str, *, source: str = "policy") -> Policy:
     return Policy(
         id=f"{file.name}-{file.version}@sha256:{digest}",
         file=file,
-        instructions={**DEFAULT_INSTRUCTIONS, **file.templates},
+        instructions={
+            **DEFAULT_INSTRUCTIONS,
+            **{name: TemplateText(item.text, item.json_) for name, item in file.templates.items()},
+        },
         input_rules=_rules(file, Stage.INPUT),
         output_rules={template: _rules(file, Stage.OUTPUT, template) for template in Template},
         detector=FindingDetector(entries, _assertion_rules(file.assertion)),

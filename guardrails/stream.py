@@ -86,9 +86,10 @@ class StreamGuard:
         return "" if self.blocked else self._advance(final=True)
 
     def _advance(self, *, final: bool) -> str:
+        looked_at = self._scanned
         self._find_candidates(final=final)
         if self._open:
-            self._decide(final=final)
+            self._decide(looked_at, final=final)
         limit = self._scanned
         for candidate in self._open:
             if candidate.pattern.holds and candidate.start < limit:
@@ -117,15 +118,17 @@ class StreamGuard:
                 self._open.append(_Candidate(base + start, pattern))
         self._scanned = base + length
 
-    def _decide(self, *, final: bool) -> None:
-        """Decides the candidates at which no match can go on."""
+    def _decide(self, looked_at: int, *, final: bool) -> None:
+        """Decides the candidates at which no match can go on; from ``looked_at`` on, new ones."""
         shadow, base = self._shadow, self._shadow_start
         still_open = []
         for candidate in self._open:
             start, pattern = candidate
             automaton = pattern.automaton
             if not final and automaton.goes_on(shadow, start - base):
-                still_open.append(candidate)
+                # What stands before is known from the start: nothing is held in vain.
+                if start < looked_at or not automaton.is_excused(shadow, start - base):
+                    still_open.append(candidate)
             elif (end := automaton.match(shadow, start - base)) is not None:
                 self._fire(Hit(start, base + end, pattern.rule.id, pattern.rule.action))
         self._open = still_open

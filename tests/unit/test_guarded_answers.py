@@ -121,7 +121,7 @@ async def test_each_choice_is_guarded_by_itself() -> None:
     assert streamed(response, 0)[1] == "content_filter"
     assert streamed(response, 1) == (clean + LABEL, "stop")
     rails = events(response)[-1]["guardrails"]
-    assert [verdict["choice"] for verdict in rails["verdicts"]] == [0]
+    assert {verdict["choice"] for verdict in rails["verdicts"]} == {0}
 
 
 async def test_text_inside_json_is_guarded() -> None:
