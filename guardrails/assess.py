@@ -9,12 +9,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 
+from guardrails.answers import AnswerFormat, Finding, Status, Template
 from guardrails.findings import Assertion, Mention, sentences
 from guardrails.folding import fold
 from guardrails.policy import Policy
 from guardrails.rules import HOLDING, Action, Stage, Verdict
 from guardrails.templates import is_closed_question
-from guardrails.answers import AnswerFormat, Finding, Status, Template
 
 # A sentence without an end is cut here, so that the work on each word stays bounded.
 MAX_SENTENCE = 600
@@ -136,13 +136,9 @@ class FindingsRail:
         pieces = text.split('"') if self._json else [text]
         at = 0
         for number, piece in enumerate(pieces):
-            spans = [(at + start, at + end) for start, end in sentences(piece)]
             still_open = not final and number == len(pieces) - 1
-            for start, end in spans:
-                for cut in range(start, end, MAX_SENTENCE):
-                    until = min(cut + MAX_SENTENCE, end)
-                    if not (still_open and until == spans[-1][1]):
-                        yield cut, until
+            spans = [(at + start, at + end) for start, end in _bounded(piece)]
+            yield from spans[:-1] if still_open else spans
             at += len(piece) + 1
 
     def _judge(self, sentence: str) -> bool:
@@ -161,6 +157,23 @@ class FindingsRail:
                 overcalls = True
                 self._overcalled.add(name)
         return overcalls
+
+
+def _bounded(text: str) -> Iterator[tuple[int, int]]:
+    """The sentences of a text; what is longer than MAX_SENTENCE is cut between words."""
+    at, rest = 0, text
+    while rest:
+        for start, end in sentences(rest):
+            if end - start <= MAX_SENTENCE:
+                yield at + start, at + end
+                continue
+            cut = rest.rfind(" ", start + 1, start + MAX_SENTENCE + 1)
+            cut = start + MAX_SENTENCE if cut < 0 else cut
+            yield at + start, at + cut
+            at, rest = at + cut, rest[cut:]  # begins anew, as it does when it comes in pieces
+            break
+        else:
+            return
 
 
 def _contradicts(status: Status, said: set[Assertion]) -> bool:

@@ -25,6 +25,8 @@ from typing import Any
 
 MAX_WIDTH = 240
 MAX_HEADS = 4096
+# Longer words are names of nothing; a rule sees their first part.
+MAX_WORD = 64
 _MACRO = re.compile(r"\{([a-z][a-z0-9_]*)\}")
 # Some words of one sentence, each with the space behind it.
 _BUILT_IN = {f"gap{n or ''}": rf"(?:[^ .!?;]{{1,24}} ){{0,{n or 4}}}" for n in (0, 1, 2, 3)}
@@ -56,7 +58,10 @@ class PatternError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What is known of a pattern; ``source`` and ``prefix`` are regular expressions for RE2."""
+    """What is known of a pattern; ``source`` and ``prefix`` are regular expressions for RE2.
+
+    Where case is ignored they are to be compiled so, too.
+    """
 
     width: int
     heads: frozenset[str] | None  # in lower case; None: more than MAX_HEADS
@@ -144,12 +149,16 @@ def _analysed(pattern: str, *, case_sensitive: bool) -> tuple[Shape, _Part]:
         raise PatternError(_NO_FLAGS)
     width = tree.getwidth()[1]
     if width > MAX_WIDTH:
-        raise PatternError(f"may match over {MAX_WIDTH} characters: repeat with bounds ({{n,m}})")
-    part = _sequence(tree, case_sensitive)
-    heads = part.heads and frozenset(head.rstrip(_END) for head in part.heads)
+        raise PatternError(_BOUNDS)
+    try:
+        part = _sequence(tree, case_sensitive)
+    except RecursionError:
+        raise PatternError("nested too deeply") from None
+    heads = part.heads and frozenset(head.rstrip(_END)[:MAX_WORD] for head in part.heads)
     return Shape(width, heads, part.source, part.prefix), part
 
 
+_BOUNDS = f"may match over {MAX_WIDTH} characters: repeat with bounds ({{n,m}})"
 _NO_FLAGS = "flags are not for a pattern to set; there is case_sensitive"
 
 
@@ -166,7 +175,10 @@ def _sequence(items: Any, case_sensitive: bool) -> _Part:
         )
     prefix = ""
     for part in reversed(parts):
-        prefix = f"(?:{part.source}{prefix}|{part.prefix})"
+        # A single character is there or not; what follows it may be empty, like any beginning.
+        single = part.prefix == f"{part.source}?"
+        rest = f"{part.source}{prefix}"
+        prefix = f"(?:{rest})?" if single else f"(?:{rest}|{part.prefix})"
     return _Part(whole.source, prefix, whole.nullable, whole.first, whole.heads)
 
 
@@ -174,7 +186,7 @@ def _item(item: tuple[Any, Any], case_sensitive: bool) -> _Part:
     operator, argument = item
     match operator:
         case sre.LITERAL | sre.NOT_LITERAL | sre.IN | sre.ANY:
-            return _character(_characters(operator, argument, case_sensitive))
+            return _character(_characters(operator, argument, case_sensitive), case_sensitive)
         case sre.BRANCH:
             return _either([_sequence(branch, case_sensitive) for branch in argument[1]])
         case sre.SUBPATTERN:
@@ -227,13 +239,15 @@ def _cases(mask: int, case_sensitive: bool) -> int:
 
 
 @lru_cache(maxsize=1024)
-def _character(mask: int) -> _Part:
-    characters = [bit for bit in range(128) if mask >> bit & 1]
+def _character(mask: int, case_sensitive: bool) -> _Part:
+    characters = [chr(bit) for bit in range(128) if mask >> bit & 1]
     if not characters:
         raise PatternError("a set of characters that matches none")
-    written = "".join(f"\\x{character:02x}" for character in characters)
-    source = f"[{written}]" if len(characters) > 1 else written
-    heads = {chr(character).lower() for character in characters if _ALNUM >> character & 1}
+    # Short to write is quick to compile: where case is ignored, RE2 adds the other one.
+    kept = [one for one in characters if case_sensitive or not one.isupper()]
+    written = "".join(one if one.isalnum() or one == " " else f"\\x{ord(one):02x}" for one in kept)
+    source = f"[{written}]" if len(kept) > 1 else written
+    heads = {character.lower() for character in characters if character.isalnum()}
     if mask & ~_ALNUM:
         heads.add(_END)
     return _Part(source, f"{source}?", False, mask, frozenset(heads))
@@ -259,6 +273,8 @@ def _either(branches: list[_Part]) -> _Part:
 
 
 def _repeat(part: _Part, least: int, most: int) -> _Part:
+    if most > MAX_WIDTH:  # also without bound; what it repeats may be empty, and have no width
+        raise PatternError(_BOUNDS)
     if most == 0:
         return _NOTHING
     heads: frozenset[str] | None = frozenset({""})

@@ -18,6 +18,7 @@ END = ""  # stands after the last word; no phrase contains it
 
 _PART = re.compile(r"\.\.\.|[A-Za-z0-9]+(?:'[A-Za-z]+)?|[,;:?/()\[\]|]")
 _GAP = "..."
+_OPTIONAL = re.compile(r"\[[^\[\]]*\]")
 _MAX_GAP = 4
 _GAP_STOPS = frozenset({",", ";", ":", "?", "(", ")", "/", "and", "or", "nor", "but", "with", END})
 
@@ -77,6 +78,24 @@ def build(patterns: Iterable[tuple[str, T]], spell: Callable[[str], str]) -> Phr
 def parts(pattern: str) -> list[str]:
     """The words and signs of a pattern."""
     return _PART.findall(pattern)
+
+
+def fault(pattern: str) -> str | None:
+    """What is wrong with a pattern, if anything."""
+    if not pattern.isascii():
+        return "terms are ASCII: text is folded to ASCII before it is read"
+    opened: list[str] = []
+    for sign in pattern:
+        if sign in "([":
+            opened.append(")" if sign == "(" else "]")
+        elif sign in ")]" and (not opened or opened.pop() != sign):
+            return "brackets do not match"
+    if opened:
+        return "brackets do not match"
+    needed, optional = pattern, 1
+    while optional:
+        needed, optional = _OPTIONAL.subn(" ", needed)
+    return None if any(map(str.isalnum, needed)) else "may stand for no word at all"
 
 
 def surfaces(word: str) -> Iterator[str]:

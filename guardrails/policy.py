@@ -16,9 +16,10 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from guardrails import phrases
 from guardrails.findings import Assertion, AssertionRules, Cue, FindingDetector, FindingEntry
-from guardrails.patterns import PatternError, analyse, analyse_rule, expand
-from guardrails.rules import Action, Rule, RuleSet, Stage
+from guardrails.patterns import PatternError, expand
+from guardrails.rules import Action, Rule, RuleSet, Stage, compile_pattern
 from guardrails.stream import StreamGuard
 from guardrails.templates import DEFAULT_INSTRUCTIONS, Template, TemplateText
 
@@ -55,6 +56,7 @@ class _Closed(BaseModel):
 
 
 _Text = Annotated[str, Field(min_length=1)]
+_Lexicon = Annotated[tuple[_Text, ...], Field(min_length=1)]
 _Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
 # Marks and labels are put into JSON and server-sent events as they are.
 _Plain = Annotated[str, Field(min_length=1, max_length=200, pattern=r'^[^"\\\x00-\x1f]+$')]
@@ -141,7 +143,9 @@ class PolicyFile(_Closed):
     label: _Plain
     mark: _Plain = "[redacted]"
     templates: dict[Template, TemplateItem] = Field(default_factory=dict)
-    lexicons: dict[_Name, tuple[_Text, ...]] = Field(default_factory=dict)
+    lexicons: dict[_Name, Annotated[tuple[_Text, ...], Field(min_length=1)]] = Field(
+        default_factory=dict
+    )
     rules: tuple[RuleEntry, ...] = ()
     actions: FindingActions = FindingActions()
     findings: tuple[FindingItem, ...] = ()
@@ -191,6 +195,10 @@ def parse(text: str, *, source: str = "policy") -> Policy:
     Raises:
         PolicyError: it is not fit for use.
     """
+    try:
+        digest = sha256(text.encode()).hexdigest()
+    except UnicodeEncodeError:
+        raise PolicyError([Problem(source, 1, "", "not Unicode text")]) from None
     data, lines = _read(text, source)
     try:
         file = PolicyFile.model_validate(data)
@@ -207,7 +215,6 @@ def parse(text: str, *, source: str = "policy") -> Policy:
     entries = [
         FindingEntry(item.name, item.terms, item.urgent, item.implies) for item in file.findings
     ]
-    digest = sha256(text.encode()).hexdigest()
     return Policy(
         id=f"{file.name}-{file.version}@sha256:{digest}",
         file=file,
@@ -271,6 +278,9 @@ def _problems(file: PolicyFile) -> Iterator[tuple[Location, str]]:
     yield from _repeated("findings", [item.name for item in file.findings], "name")
     names = {item.name for item in file.findings}
     for number, item in enumerate(file.findings):
+        for at, term in enumerate(item.terms):
+            if problem := phrases.fault(term):
+                yield ("findings", number, "terms", at), problem
         for name in item.implies:
             if name not in names:
                 yield ("findings", number, "implies"), f"there is no finding {name!r}"
@@ -294,8 +304,11 @@ def _pattern_faults(entry: RuleEntry, file: PolicyFile) -> Iterator[tuple[Locati
     for key in ("unless_before", "unless_after", "unless_within", "patterns"):
         for number, pattern in enumerate(getattr(entry, key)):
             try:
-                check = analyse_rule if key == "patterns" else analyse
-                check(expand(pattern, file.lexicons), case_sensitive=case)
+                text = expand(pattern, file.lexicons)
+                if key == "patterns":
+                    compile_pattern(text, case_sensitive=case)
+                else:
+                    compile_pattern("x", (text,), case_sensitive=case)
             except PatternError as error:
                 yield (key, number), str(error)
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, cast
 
 import re2
 
-from guardrails.patterns import PatternError, Shape, analyse, analyse_rule
+from guardrails.patterns import MAX_WORD, PatternError, Shape, analyse, analyse_rule
 
 # google-re2's own objects behind its re-like wrapper, which takes three times as long as a match.
 _AT_START, _WHOLE, _ANYWHERE = (
@@ -24,8 +24,6 @@ _AT_START, _WHOLE, _ANYWHERE = (
     for name in ("ANCHOR_START", "ANCHOR_BOTH", "UNANCHORED")
 )
 _NOWHERE = (-1, -1)
-# Longer words are names of nothing; a rule sees their first part.
-MAX_WORD = 64
 WORD_BYTES = re.compile(rb"(?<![A-Za-z0-9])[A-Za-z0-9]{1,%d}" % MAX_WORD)
 
 
@@ -87,14 +85,14 @@ class Automaton:
 
     def goes_on(self, shadow: bytes, start: int) -> bool:
         """Whether all of the text from ``start`` on is the beginning of a match."""
-        return self._prefix.Match(_WHOLE, shadow, start, len(shadow))[0] != _NOWHERE
+        return bool(self._prefix.Match(_WHOLE, shadow, start, len(shadow))[0] != _NOWHERE)
 
     def is_excused(self, shadow: bytes, start: int) -> bool:
         """Whether the text before ``start`` excuses any match there."""
         if self._before is None:
             return False
         context = shadow[max(0, start - self.before_width - 1) : start]
-        return self._before.Match(_ANYWHERE, context, 0, len(context))[0] != _NOWHERE
+        return bool(self._before.Match(_ANYWHERE, context, 0, len(context))[0] != _NOWHERE)
 
     def match(self, shadow: bytes, start: int) -> int | None:
         """The end of the longest match that begins at ``start``, unless its context excuses it."""
@@ -212,14 +210,15 @@ def compile_pattern(
         reach=shape.width + (after.width if after else 0),
         heads=shape.heads,
         before_width=before.width if before else 0,
-        _pattern=_compile(rf"(?:{shape.source})\b"),
+        _pattern=_compile(rf"(?:{shape.source})\b", case_sensitive),
         # Behind a match, what follows may still excuse it.
         _prefix=_compile(
-            rf"(?:{shape.prefix}|(?:{shape.source}){after.prefix})" if after else shape.prefix
+            rf"(?:{shape.prefix}|(?:{shape.source}){after.prefix})" if after else shape.prefix,
+            case_sensitive,
         ),
-        _before=_compile(rf"\b(?:{before.source})\z") if before else None,
-        _after=_compile(rf"(?:{after.source})\b") if after else None,
-        _within=_compile(rf"\b(?:{within.source})\b") if within else None,
+        _before=_compile(rf"\b(?:{before.source})\z", case_sensitive) if before else None,
+        _after=_compile(rf"(?:{after.source})\b", case_sensitive) if after else None,
+        _within=_compile(rf"\b(?:{within.source})\b", case_sensitive) if within else None,
     )
 
 
@@ -229,8 +228,9 @@ def _context(pattern: str, case_sensitive: bool) -> Shape:
 
 
 @lru_cache(maxsize=8192)
-def _compile(pattern: str) -> Any:
+def _compile(pattern: str, case_sensitive: bool) -> Any:
     options = re2.Options()
+    options.case_sensitive = case_sensitive
     options.longest_match = True
     options.encoding = re2.Options.Encoding.LATIN1
     options.never_capture = True

@@ -48,8 +48,7 @@ def build_edge(
 ) -> ASGIApp:
     """The whole application that a replica serves.
 
-    Args:
-        policy_in_force: asked once for each request, so that a new policy needs no restart.
+    The policy is asked for with each request, so that a new one needs no restart.
 
     Raises:
         ValueError: no API key is set; the service does not start without one.

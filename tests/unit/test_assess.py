@@ -106,6 +106,12 @@ def test_over_calls(question: str, answer: str, overcalled: str, overcall: str) 
             '{"status": "present", "explanation": "A mass. Lungs clear. An effusion"}',
             '{"status": "present", "explanation": "[redacted] Lungs clear. [redacted]"}',
         ),
+        (
+            FINDING,
+            TEXT,
+            "likely absent, explanation: No. Is there a mass? No.",
+            "likely absent, explanation: No. Is there a mass? No.",
+        ),
         (FINDING, TEXT, "likely present pleural effusion", "likely present pleural effusion"),
     ],
 )
@@ -114,6 +120,14 @@ def test_a_finding_answer_is_judged_though_its_question_names_none(
 ) -> None:
     for chunks in ([answer], list(answer)):
         said = assessed(policy("redact"), "Is it there?", chunks, template, answer_format)
+        assert said[0] == redacted
+
+
+def test_a_section_keeps_its_lead() -> None:
+    answer = "Findings: A mass.\nImpression: An effusion. Clear lungs."
+    redacted = "Findings: [redacted]\nImpression: [redacted] Clear lungs."
+    for chunks in ([answer], list(answer)):
+        said = assessed(policy("redact"), "Pneumothorax?", chunks, Template.REPORT)
         assert said[0] == redacted
 
 
@@ -301,7 +315,7 @@ def test_a_sentence_without_an_end_is_judged_in_parts(places: list[int]) -> None
     text = "effusion " * 150
     edges = [0, *sorted(places), len(text)]
     chunks = [text[start:end] for start, end in pairwise(edges)]
-    for overcall, released in {"flag": text, "redact": "[redacted]" * 3 + " ", "block": ""}.items():
+    for overcall, released in {"flag": text, "redact": "[redacted] " * 3, "block": ""}.items():
         said = assessed(policy(overcall), "Pneumothorax?", chunks)
         assert said == (released, overcall == "block", [f"overcall {overcall} pleural_effusion"])
 
@@ -319,3 +333,15 @@ def test_behind_a_block_nothing_leaves_and_nothing_is_judged() -> None:
     assert rail.blocked
     assert (rail.push("Clear lungs."), rail.finish()) == ("", "")
     assert [(said.rule, said.finding) for said in rail.verdicts(None)] == [("overcall", "mass")]
+
+
+@pytest.mark.parametrize("size", [1, 7, 5000])
+@pytest.mark.parametrize("overcall", ["flag", "redact", "block"])
+def test_a_very_long_sentence_is_cut_between_words_however_it_comes(
+    size: int, overcall: str
+) -> None:
+    text = "a" * 600 + "  " + "b" * 593 + " mass seen"
+    chunks = [text[at : at + size] for at in range(0, len(text), size)]
+    whole = assessed(policy(overcall), "Pneumothorax?", [text])
+    assert assessed(policy(overcall), "Pneumothorax?", chunks) == whole
+    assert whole[2] == [f"overcall {overcall} mass"]

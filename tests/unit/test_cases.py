@@ -67,6 +67,8 @@ def test_lines_that_are_no_cases_are_told_by_their_numbers() -> None:
         (case("urgent", "Pneumonia.", True), "miss: nothing"),
         (case("urgent", "Free air. PE.", ("pneumoperitoneum", "pulmonary_embolism")), "hit hit"),
         (case("overcall", "A mass.", ("mass",), question="Effusion?"), "hit"),
+        (case("overcall", "A hiatal hernia.", ("hernia",), question="Effusion?"), "hit"),
+        (case("overcall", "A mass. A fracture.", ("mass",), question="Effusion?"), "hit"),
         (case("overcall", "An effusion.", (), question="Effusion?"), "nothing to say"),
         (case("overcall", "A mass.", ("nodule",), question="PE?"), "miss false alarm: mass"),
         (case("phi", "MRN 00482913, Mr. Alan Whitcombe", ("mrn", "name")), "hit hit"),

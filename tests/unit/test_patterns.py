@@ -225,8 +225,10 @@ def larger(inner: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
 PATTERNS = st.recursive(st.sampled_from(ATOMS), larger, max_leaves=8)
 
 
-def matcher(pattern: str) -> Any:
-    return re2.compile(pattern.encode())
+def matcher(pattern: str, *, case_sensitive: bool) -> Any:
+    options = re2.Options()
+    options.case_sensitive = case_sensitive
+    return re2.compile(pattern.encode(), options)
 
 
 def accepts(compiled: Any, text: str) -> bool:
@@ -242,7 +244,9 @@ def test_the_beginnings_of_every_match_are_known(
     match = data.draw(st.from_regex(pattern, fullmatch=True, alphabet=ALPHABET))
     if not case_sensitive:
         match = data.draw(st.sampled_from([match, match.upper(), match.lower()]))
-    source, prefix = matcher(shape.source), matcher(shape.prefix)
+    source, prefix = (
+        matcher(text, case_sensitive=case_sensitive) for text in (shape.source, shape.prefix)
+    )
     assert len(match) <= shape.width
     assert accepts(source, match)
     assert all(accepts(prefix, match[:end]) for end in range(len(match) + 1))
@@ -253,7 +257,9 @@ def test_the_beginnings_of_every_match_are_known(
 def test_what_is_matched_is_what_was_written(pattern: str, case_sensitive: bool, text: str) -> None:
     shape = analyse(pattern, case_sensitive=case_sensitive)
     flags = 0 if case_sensitive else re.IGNORECASE
-    assert accepts(matcher(shape.source), text) == bool(re.fullmatch(pattern, text, flags))
+    assert accepts(matcher(shape.source, case_sensitive=case_sensitive), text) == bool(
+        re.fullmatch(pattern, text, flags)
+    )
 
 
 @settings(max_examples=300, deadline=None)

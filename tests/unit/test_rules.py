@@ -93,6 +93,15 @@ def test_an_exception_reaches_back_over_long_texts() -> None:
     assert fires(watching, f"{words}no {'chest ' * 8}tube {words}tube") == ["tube"]
 
 
+def test_nothing_is_forgotten_that_an_exception_may_still_look_at() -> None:
+    before, after = ("no (?:x ){0,110}",), ("(?: c){1,118} d",)
+    watching = rule("a(?: b){1,115}", unless_before=before, unless_after=after)
+    match, undecided = "a" + " b" * 115, " c" * 118
+    assert fires(watching, f"{'x ' * 300}{match}{undecided} e") == [match]
+    assert fires(watching, f"{'x ' * 300}{match}{undecided} d") == []
+    assert fires(watching, f"{'x ' * 200}no {'x ' * 100}{match}{undecided} e") == []
+
+
 @pytest.mark.parametrize(
     ("text", "matches"),
     [("Mr Marsh", ["Mr Marsh"]), ("MR marsh", []), ("mr Marsh", []), ("not Mr Marsh", [])],
@@ -197,7 +206,7 @@ def test_a_pattern_goes_on_while_text_may_become_a_match_or_an_excuse() -> None:
             "rule r: look-around is not linear: use unless_before",
         ),
         (rule("a", unless_within=("(?i)b",)), "rule r: flags are not for a pattern to set"),
-        (rule(r"a(?:\b){0,2000}"), "rule r: too large: shorten its lists or repetitions"),
+        (rule(r"a(?:\b){0,2000}"), "rule r: may match over 240 characters"),
     ],
 )
 def test_a_faulty_pattern_is_refused_by_the_name_of_its_rule(faulty: Rule, message: str) -> None:
