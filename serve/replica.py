@@ -174,7 +174,11 @@ class LlavaMedServer(LLMServer):  # type: ignore[misc]
         if loopback.is_loopback(settings.host):
             loopback.pin_replica_grpc()
         self._policy: Policy | None = None
+        # While the engine starts in its own process: most policies share most of their patterns
+        # with the one that ships, and what is compiled once is kept.
+        warm_up = asyncio.create_task(asyncio.to_thread(policy.load))
         await super().__init__(llm_config)
+        await warm_up
 
     async def reconfigure(self, user_config: dict[str, str]) -> None:
         """Ray calls this at the start and whenever ``user_config`` changes: a new policy.
