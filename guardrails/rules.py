@@ -144,6 +144,10 @@ class RuleSet:
                 self._headed[key] = (*self._headed.get(key, ()), pattern)
         self._headless = [pattern for pattern in patterns if pattern.automaton.heads is None]
         self._known: dict[bytes, tuple[CompiledPattern, ...]] = {}
+        self._beginnings = {
+            head[:length] for head in self._headed for length in range(1, len(head) + 1)
+        }
+        self._unfinished: dict[bytes, bool] = {}
 
     def beginning(self, word: bytes, text: bytes) -> tuple[CompiledPattern, ...]:
         """The patterns of which a match may begin with this word.
@@ -166,6 +170,20 @@ class RuleSet:
             if len(self._known) < _MAX_KNOWN:
                 self._known[text] = headless
         return patterns + headless
+
+
+    def may_become(self, beginning: bytes) -> bool:
+        """Whether a match may begin with a word of which only the beginning is known."""
+        if beginning.lower() in self._beginnings:
+            return True
+        if not self._headless:
+            return False
+        known = self._unfinished.get(beginning)
+        if known is None:
+            known = any(pattern.automaton.goes_on(beginning, 0) for pattern in self._headless)
+            if len(self._unfinished) < _MAX_KNOWN:
+                self._unfinished[beginning] = known
+        return known
 
 
 _MAX_KNOWN = 20_000  # words remembered, to look at each only once

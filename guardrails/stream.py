@@ -7,9 +7,10 @@ place of every match of a redacting one.
 Why that holds. A match begins at the start of a word. When the word is whole, the rule set says
 which patterns may match there: these become *candidates*. A candidate is decided once the text from
 its start on is no longer the beginning of a match, or the text ends. Text is released up to the
-earliest undecided candidate or the start of the last, unfinished word. So a character leaves only
-when every match that could contain it has been decided. Work: each new character is looked at once,
-and once more for each open candidate, which lives no longer than its pattern is wide.
+earliest undecided candidate, or the start of a last, unfinished word with which one may begin. So a
+character leaves only when every match that could contain it has been decided. Work: each new
+character is looked at once, and once more for each open candidate, which lives no longer than its
+pattern is wide.
 """
 
 from __future__ import annotations
@@ -112,8 +113,10 @@ class StreamGuard:
         for word in WORD_BYTES.finditer(shadow, self._scanned - base):
             start, end = word.span()
             if end == length and not final:
-                self._scanned = base + start
-                return
+                if self._rules.may_become(word[0]):
+                    self._scanned = base + start
+                    return
+                break
             for pattern in beginning(word[0], shadow[start : end + 1]):
                 self._open.append(_Candidate(base + start, pattern))
         self._scanned = base + length

@@ -80,7 +80,13 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp(prefix="llava-med-bench-"))
     model = ensure_converted(weights_dir(), Path.home() / ".llava-med" / "checkpoints")
     key, port, bare_port = secrets.token_urlsafe(24), free_port(), free_port()
-    common = {"model": "llava-med", "max_tokens": MAX_TOKENS, "temperature": 0, "stream": True}
+    common = {
+        "model": "llava-med",
+        "max_tokens": MAX_TOKENS,
+        "temperature": 0,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
     console.print("starting both servers")
     bare = _start_bare(model, bare_port, folder / "bare.log")
     ours = start(port, folder / "ours.log", LLAVA_MED_API_KEY=key, LLAVA_MED_MODEL=str(model))

@@ -46,6 +46,7 @@ class Round:
     ttft: list[float] = field(default_factory=list)
     gaps: list[float] = field(default_factory=list)
     latency: list[float] = field(default_factory=list)
+    per_token: list[float] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
 
 
@@ -53,8 +54,9 @@ async def _one(session: aiohttp.ClientSession, server: Server, image: str, out: 
     parts = [{"type": "image_url", "image_url": {"url": image}}, {"type": "text", "text": QUESTION}]
     messages = [*server.body["messages"], {"role": "user", "content": parts}]
     body = server.body | {"messages": messages}
-    begun = last = time.perf_counter()
+    begun = first = last = time.perf_counter()
     text: list[str] = []
+    tokens = 0
     async with session.post(
         f"{server.url}/v1/chat/completions", json=body, headers=server.headers
     ) as response:
@@ -62,14 +64,19 @@ async def _one(session: aiohttp.ClientSession, server: Server, image: str, out: 
         async for line in response.content:
             if not line.startswith(b"data: {"):
                 continue
-            choices = json.loads(line[6:])["choices"]
+            event = json.loads(line[6:])
+            tokens = (event.get("usage") or {}).get("completion_tokens", tokens)
+            choices = event["choices"]
             if not choices or not (content := choices[0]["delta"].get("content")):
                 continue
             now = time.perf_counter()
             (out.gaps if text else out.ttft).append(now - (last if text else begun))
+            first = first if text else now
             last = now
             text.append(content)
     out.latency.append(time.perf_counter() - begun)
+    # Of the whole answer, as vLLM's benchmark has it: text may leave several tokens at a time.
+    out.per_token.append((last - first) / max(tokens - 1, 1))
     out.texts.append("".join(text))
 
 
@@ -105,5 +112,6 @@ def summary(rounds: list[Round]) -> dict[str, float]:
         "ttft_ms_p50": _ms(ttft),
         "ttft_ms_p95": _ms(ttft, 0.95),
         "inter_token_ms_p50": _ms([value for one in rounds for value in one.gaps]),
+        "time_per_output_token_ms_p50": _ms([value for one in rounds for value in one.per_token]),
         "latency_ms_p50": _ms([value for one in rounds for value in one.latency]),
     }

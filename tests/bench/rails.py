@@ -55,6 +55,7 @@ def main() -> None:
             "max_tokens": MAX_TOKENS,
             "temperature": 0,
             "stream": True,
+            "stream_options": {"include_usage": True},
             "messages": [],
             "metadata": {"template": "free"},
         },
@@ -82,6 +83,8 @@ def main() -> None:
                 "off": off,
                 "requests_per_s_of_off": on["requests_per_s"] / off["requests_per_s"],
                 "inter_token_p50_of_off": on["inter_token_ms_p50"] / off["inter_token_ms_p50"],
+                "time_per_output_token_p50_of_off": on["time_per_output_token_ms_p50"]
+                / off["time_per_output_token_ms_p50"],
                 "ttft_p50_of_off": on["ttft_ms_p50"] / off["ttft_ms_p50"],
             }
     finally:
@@ -91,7 +94,14 @@ def main() -> None:
 
 
 def _print(report: dict[str, Any]) -> None:
-    table = Table("clients", "rails", "requests/s", "TTFT p50 ms", "inter-token p50 ms")
+    table = Table(
+        "clients",
+        "rails",
+        "requests/s",
+        "TTFT p50 ms",
+        "between events p50 ms",
+        "per output token p50 ms",
+    )
     for clients, rows in report["rails"].items():
         for name in ("off", "on"):
             row = rows[name]
@@ -102,6 +112,7 @@ def _print(report: dict[str, Any]) -> None:
                 f" to {row['requests_per_s_max']:.1f})",
                 f"{row['ttft_ms_p50']:.1f}",
                 f"{row['inter_token_ms_p50']:.2f}",
+                f"{row['time_per_output_token_ms_p50']:.2f}",
             )
     console.print(table)
     print(json.dumps(report))  # noqa: T201  # the last line, for programs

@@ -199,11 +199,11 @@ def test_words_without_a_rule_leave_at_once() -> None:
     guard = StreamGuard(RuleSet([Rule("r", Action.BLOCK, ("start heparin",))]))
     assert guard.push("The heart is ") == "The heart is "
     assert guard.push("sta") == ""
-    assert guard.push("ble. ") == "stable. "
+    assert guard.push("b") == "stab"  # no match begins with this word
+    assert guard.push("le. ") == "le. "
     assert guard.push("Start") == ""
     assert guard.push(" hepa") == ""
-    assert guard.push("tic") == "Start "  # no match holds a c
-    assert guard.push(" ") == "hepatic "
+    assert guard.push("tic") == "Start hepatic"
 
 
 def test_a_block_ends_the_text_and_the_rest_is_ignored() -> None:
