@@ -171,7 +171,6 @@ class RuleSet:
                 self._known[text] = headless
         return patterns + headless
 
-
     def may_become(self, beginning: bytes) -> bool:
         """Whether a match may begin with a word of which only the beginning is known."""
         if beginning.lower() in self._beginnings:
