@@ -53,6 +53,8 @@ e2e: $(READY)  ## Tests on the real stack: Ray Serve, vLLM, HTTP
 	$(BIN)/pytest tests/e2e
 
 bench: $(READY)  ## Side by side with bare vLLM; one JSON object on the last line
+	$(BIN)/python -m tests.bench.guardrails
+	$(BIN)/python -m tests.bench.rails
 	$(BIN)/python -m tests.bench
 
 phantom: $(READY)  ## Train the phantom model anew (about 40 minutes on two cores)
