@@ -20,8 +20,9 @@ from dataclasses import dataclass, field, replace
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from guardrails.assess import FindingsRail, mentions
+from guardrails.document import PolicyError, Problem
 from guardrails.findings import Assertion
-from guardrails.policy import Policy, PolicyError, Problem, rules_of
+from guardrails.policy import Policy, rules_of
 from guardrails.rules import Action, RuleSet
 from guardrails.stream import StreamGuard
 from guardrails.templates import AnswerFormat, Template

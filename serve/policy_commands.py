@@ -32,6 +32,7 @@ def check(file: PolicyArgument) -> None:
         f"({sum(item.urgent for item in entries.findings)} urgent), "
         f"widest rule {max(rules.width for rules in found.output_rules.values())} characters",
         highlight=False,
+        soft_wrap=True,
     )
 
 

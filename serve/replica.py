@@ -191,7 +191,7 @@ class LlavaMedServer(LLMServer):  # type: ignore[misc]
         """
         try:
             self._policy = await asyncio.to_thread(policy.parse, user_config["policy"])
-        except (policy.PolicyError, KeyError) as error:
+        except Exception as error:
             metrics.policy_refused()
             if self._policy is None:
                 raise

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from guardrails.cases import Case, Score, read_cases, run_cases
-from guardrails.policy import PolicyError, load
+from guardrails.document import PolicyError
+from guardrails.policy import load
 
 POLICY = load()
 

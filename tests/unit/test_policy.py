@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from guardrails.policy import PolicyError, Problem, load, parse, read, rules_of
+from guardrails.document import PolicyError, Problem
+from guardrails.policy import load, parse, read, rules_of
 from guardrails.rails import OutputRails, check_input
 from guardrails.rules import Action
 from guardrails.templates import DEFAULT_INSTRUCTIONS, AnswerFormat, Template, TemplateText

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from functools import cache
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import guardrails
 from guardrails.policy import Policy, load, parse, read
 from guardrails.rails import OutputRails, check_input
 from guardrails.rules import Action, Stage, Verdict
@@ -231,3 +233,8 @@ def test_an_answer_is_guarded_the_same_however_it_is_cut(
     assert guarded(policy, question, chunks, template, answer_format) == guarded(
         policy, question, [answer], template, answer_format
     )
+
+
+def test_the_library_is_ours_and_not_another_package_of_that_name() -> None:
+    # guardrails-ai and openai-guardrails are imported as "guardrails", too.
+    assert Path(guardrails.__file__).parent == Path(__file__).parents[2] / "guardrails"
