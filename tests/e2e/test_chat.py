@@ -219,3 +219,32 @@ def test_noise_is_answered_too(client: OpenAI) -> None:
         model=MODEL, messages=ask("Is there a pleural effusion?", noise(1, (1200, 90)))
     )
     assert answer.choices[0].finish_reason in ("stop", "length")
+
+
+@pytest.mark.parametrize(
+    ("template", "fields"),
+    [
+        ("report", ("findings", "impression")),
+        ("impression", ("impression",)),
+        ("summary", ("summary",)),
+    ],
+)
+def test_sections_are_enforced_as_text_and_as_json(
+    client: OpenAI, template: str, fields: tuple[str, ...]
+) -> None:
+    def answer(**request: Any) -> tuple[str, dict[str, Any]]:
+        said = client.chat.completions.create(
+            model=MODEL, messages=ask("Describe the findings.", CHEST), max_tokens=400, **request
+        )
+        return said.choices[0].message.content or "", said.model_extra["guardrails"]
+
+    content, rails = answer(metadata={"template": template})
+    assert all(f"{field.capitalize()}: " in content for field in fields)
+    assert all(rails["sections"][field] in content for field in fields)
+    properties = {field: {"type": "string"} for field in fields}
+    schema = {"name": template, "schema": {"type": "object", "properties": properties}}
+    content, rails = answer(response_format={"type": "json_schema", "json_schema": schema})
+    assert rails["template"] == template
+    assert rails["format"] == "json"
+    if rails["sections"]["complete"]:
+        assert set(json.loads(content)) == set(fields)
