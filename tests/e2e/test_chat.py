@@ -239,8 +239,11 @@ def test_sections_are_enforced_as_text_and_as_json(
         return said.choices[0].message.content or "", said.model_extra["guardrails"]
 
     content, rails = answer(metadata={"template": template})
-    assert all(f"{field.capitalize()}: " in content for field in fields)
+    # The phantom was taught no such report: it may fill its first section until max_tokens.
+    assert content.startswith(f"{fields[0].capitalize()}: ")
     assert all(rails["sections"][field] in content for field in fields)
+    if rails["sections"]["complete"]:
+        assert all(f"{field.capitalize()}: " in content for field in fields)
     properties = {field: {"type": "string"} for field in fields}
     schema = {"name": template, "schema": {"type": "object", "properties": properties}}
     content, rails = answer(response_format={"type": "json_schema", "json_schema": schema})
