@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from guardrails import phrases
 from guardrails.document import Location, PolicyError, Problem, read_document
 from guardrails.findings import Assertion, AssertionRules, Cue, FindingDetector, FindingEntry
-from guardrails.patterns import PatternError, expand
+from guardrails.patterns import PatternError, analyse, expand
 from guardrails.rules import Action, Rule, RuleSet, Stage, compile_pattern
 from guardrails.stream import StreamGuard
 from guardrails.templates import DEFAULT_INSTRUCTIONS, Template, TemplateText
@@ -276,16 +276,25 @@ def _repeated(section: str, names: list[str], key: str) -> Iterator[tuple[Locati
 def _pattern_faults(entry: RuleEntry, file: PolicyFile) -> Iterator[tuple[Location, str]]:
     """Every pattern by itself, so that the message has the line of the one that is wrong."""
     case = entry.case_sensitive
-    for key in ("unless_before", "unless_after", "unless_within", "patterns"):
+    contexts: list[tuple[str, ...]] = []
+    sound = True
+    for key in ("unless_before", "unless_after", "unless_within"):
+        expanded = []
         for number, pattern in enumerate(getattr(entry, key)):
             try:
-                text = expand(pattern, file.lexicons)
-                if key == "patterns":
-                    compile_pattern(text, case_sensitive=case)
-                else:
-                    compile_pattern("x", (text,), case_sensitive=case)
+                expanded.append(expand(pattern, file.lexicons))
+                analyse(expanded[-1], case_sensitive=case)
             except PatternError as error:
+                sound = False
                 yield (key, number), str(error)
+        contexts.append(tuple(expanded))
+    for number, pattern in enumerate(entry.patterns):
+        try:
+            text = expand(pattern, file.lexicons)
+            # As the rule sets will ask for it, so that it is compiled once.
+            compile_pattern(text, *(contexts if sound else ()), case_sensitive=case)
+        except PatternError as error:
+            yield ("patterns", number), str(error)
 
 
 def _failed_examples(entry: RuleEntry, file: PolicyFile) -> Iterator[tuple[Location, str]]:
