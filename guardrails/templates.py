@@ -32,7 +32,6 @@ __all__ = [
     "DRAFT_LABEL",
     "FINDING_INSTRUCTION",
     "FINDING_JSON_INSTRUCTION",
-    "GRAMMAR",
     "JSON_FIELDS",
     "PREAMBLE",
     "Answer",
@@ -98,8 +97,6 @@ DEFAULT_INSTRUCTIONS: Mapping[Template, TemplateText] = {
         'Answer as a JSON object: "summary" is what is seen, in a few short sentences.',
     ),
 }
-# Of a finding answer; ``grammar`` has every template's.
-GRAMMAR = {form: grammar(Template.FINDING, form) or "" for form in AnswerFormat}
 
 
 def question_prompt(

@@ -10,12 +10,13 @@ import pytest
 from openai import OpenAI
 from pydantic import BaseModel
 
-from guardrails.templates import DRAFT_LABEL, GRAMMAR, AnswerFormat
+from guardrails.templates import DRAFT_LABEL, AnswerFormat, Template, grammar
 from serve.phantom.draw import Phantom, draw
 from tests.e2e.conftest import Stack
 from tests.e2e.images import ask, noise, part
 
 MODEL = "llava-med"
+FINDING = grammar(Template.FINDING, AnswerFormat.TEXT) or ""
 CHEST = draw(Phantom(), seed=7)
 
 
@@ -42,7 +43,7 @@ def test_a_closed_question_gets_the_finding_template_unasked(client: OpenAI) -> 
         model=MODEL, messages=ask("Is there evidence of pneumothorax?", CHEST)
     )
     content = answer.choices[0].message.content or ""
-    assert re.fullmatch(GRAMMAR[AnswerFormat.TEXT], _without_label(content))
+    assert re.fullmatch(FINDING, _without_label(content))
     rails = answer.model_extra["guardrails"]
     assert rails["template"] == "finding"
     assert rails["label"] == DRAFT_LABEL
@@ -154,9 +155,7 @@ def test_several_choices_are_each_whole_and_labelled(client: OpenAI) -> None:
     )
     assert [choice.index for choice in answer.choices] == [0, 1, 2]
     for choice in answer.choices:
-        assert re.fullmatch(
-            GRAMMAR[AnswerFormat.TEXT], _without_label(choice.message.content or "")
-        )
+        assert re.fullmatch(FINDING, _without_label(choice.message.content or ""))
     assert len(answer.model_extra["guardrails"]["findings"]) == 3
 
 
@@ -171,7 +170,7 @@ def test_several_choices_stream_side_by_side(client: OpenAI) -> None:
             for choice in chunk.choices
             if choice.index == index
         )
-        assert re.fullmatch(GRAMMAR[AnswerFormat.TEXT], _without_label(text))
+        assert re.fullmatch(FINDING, _without_label(text))
 
 
 def test_max_tokens_cuts_the_answer_and_never_guesses(client: OpenAI) -> None:

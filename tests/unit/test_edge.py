@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from guardrails import policy, templates
-from guardrails.templates import AnswerFormat
+from guardrails.templates import AnswerFormat, Template
 from serve import errors
 from serve.edge import build_edge
 from serve.engine import Output, Prompt, Sampling, Step
@@ -163,7 +163,7 @@ async def test_our_preamble_comes_first_and_the_clients_system_text_after_it() -
     system, user = engine.prompts[0].turns
     assert system.text == f"{templates.PREAMBLE}\nBe brief."
     assert user.text == f"Is there a mass?\n{templates.FINDING_INSTRUCTION}"
-    assert engine.samplings[0].grammar == templates.GRAMMAR[AnswerFormat.TEXT]
+    assert engine.samplings[0].grammar == templates.grammar(Template.FINDING, AnswerFormat.TEXT)
 
 
 async def test_history_goes_back_without_our_label_and_only_the_last_question_is_templated() -> (

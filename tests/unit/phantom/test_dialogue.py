@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from guardrails.templates import (
-    GRAMMAR,
     PREAMBLE,
     AnswerFormat,
     Status,
+    grammar,
     is_closed_question,
     parse_finding,
     question_prompt,
@@ -35,7 +35,7 @@ def test_a_templated_answer_fits_the_grammar_and_the_truth(
     state = dialogue.status(phantom, finding)
     asked, answer = dialogue.in_template("Q?", state, dialogue.reason(phantom, finding), form)
     assert asked == question_prompt("Q?", Shape.FINDING, form)
-    assert re.fullmatch(GRAMMAR[form], answer)
+    assert re.fullmatch(grammar(Shape.FINDING, form) or "", answer)
     assert parse_finding(answer, form).status is state
     assert (state is Status.PRESENT) == phantom.has(finding)
 
