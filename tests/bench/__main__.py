@@ -26,14 +26,20 @@ from rich.progress import track
 from rich.table import Table
 
 from guardrails.templates import PREAMBLE
-from serve import processes
 from serve.checkpoint.cache import ensure_converted
-from serve.local import run_dir
 from serve.phantom import weights_dir
-from serve.phantom.draw import Phantom, draw
 from serve.settings import OFFLINE
-from tests.bench.load import CLIENTS, MAX_TOKENS, Round, Server, run_round, summary
-from tests.e2e.images import data_url
+from tests.bench.load import (
+    CLIENTS,
+    REQUEST,
+    Round,
+    Server,
+    drawings,
+    rate,
+    run_round,
+    summary,
+    this_service,
+)
 from tests.running import free_port, start, wait_ready
 
 ROUNDS = 5
@@ -80,13 +86,6 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp(prefix="llava-med-bench-"))
     model = ensure_converted(weights_dir(), Path.home() / ".llava-med" / "checkpoints")
     key, port, bare_port = secrets.token_urlsafe(24), free_port(), free_port()
-    common = {
-        "model": "llava-med",
-        "max_tokens": MAX_TOKENS,
-        "temperature": 0,
-        "stream": True,
-        "stream_options": {"include_usage": True},
-    }
     console.print("starting both servers")
     bare = _start_bare(model, bare_port, folder / "bare.log")
     ours = start(port, folder / "ours.log", LLAVA_MED_API_KEY=key, LLAVA_MED_MODEL=str(model))
@@ -95,18 +94,12 @@ def main() -> None:
             "bare vLLM",
             f"http://127.0.0.1:{bare_port}",
             {},
-            common | {"messages": [{"role": "system", "content": PREAMBLE}]},
+            REQUEST | {"messages": [{"role": "system", "content": PREAMBLE}]},
             lambda: [psutil.Process(bare.pid), *psutil.Process(bare.pid).children(recursive=True)],
         ),
-        Server(
-            "this service",
-            f"http://127.0.0.1:{port}",
-            {"Authorization": f"Bearer {key}"},
-            common | {"messages": [], "metadata": {"template": "free"}},
-            lambda: [psutil.Process(ours.pid), *processes.ours(run_dir(port))],
-        ),
+        this_service(port, key, ours.pid),
     )
-    images = [data_url(draw(Phantom(), seed=seed).resize((512, 512)), "JPEG") for seed in range(16)]
+    images = drawings()
     try:
         wait_ready(f"{servers[0].url}/health", bare, folder / "bare.log")
         wait_ready(f"{servers[1].url}/ready", ours, folder / "ours.log")
@@ -166,8 +159,7 @@ def _print(report: dict[str, Any]) -> None:
                 table.add_row(
                     str(clients),
                     name,
-                    f"{row['requests_per_s']:.1f} ({row['requests_per_s_min']:.1f}"
-                    f" to {row['requests_per_s_max']:.1f})",
+                    rate(row),
                     f"{row['ttft_ms_p50']:.1f}",
                     f"{row['ttft_ms_p95']:.1f}",
                     f"{row['inter_token_ms_p50']:.2f}",

@@ -15,10 +15,22 @@ from typing import Any
 import aiohttp
 import psutil
 
+from serve import processes
+from serve.local import run_dir
+from serve.phantom.draw import Phantom, draw
+from tests.e2e.images import data_url
+
 CLIENTS = (1, 8)
 REQUESTS = {1: 40, 8: 120}  # a round, by number of clients
 QUESTION = "Describe the key findings."
-MAX_TOKENS = 32
+# What every server is asked; greedy, so that the same question has the same answer.
+REQUEST = {
+    "model": "llava-med",
+    "max_tokens": 32,
+    "temperature": 0,
+    "stream": True,
+    "stream_options": {"include_usage": True},
+}
 
 
 @dataclass(frozen=True)
@@ -36,6 +48,22 @@ class Server:
         for process in self.processes():
             with suppress(psutil.NoSuchProcess):
                 process.send_signal(number)
+
+
+def this_service(port: int, key: str, pid: int) -> Server:
+    """The service that runs on a port, asked for free answers."""
+    return Server(
+        "this service",
+        f"http://127.0.0.1:{port}",
+        {"Authorization": f"Bearer {key}"},
+        REQUEST | {"messages": [], "metadata": {"template": "free"}},
+        lambda: [psutil.Process(pid), *processes.ours(run_dir(port))],
+    )
+
+
+def drawings() -> list[str]:
+    """The images that are asked about, as data URLs."""
+    return [data_url(draw(Phantom(), seed=seed).resize((512, 512)), "JPEG") for seed in range(16)]
 
 
 @dataclass
@@ -115,3 +143,9 @@ def summary(rounds: list[Round]) -> dict[str, float]:
         "time_per_output_token_ms_p50": _ms([value for one in rounds for value in one.per_token]),
         "latency_ms_p50": _ms([value for one in rounds for value in one.latency]),
     }
+
+
+def rate(row: dict[str, float]) -> str:
+    """Requests per second of a summary, with their spread over the rounds, for a table."""
+    low, high = row["requests_per_s_min"], row["requests_per_s_max"]
+    return f"{row['requests_per_s']:.1f} ({low:.1f} to {high:.1f})"

@@ -14,17 +14,21 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import psutil
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
 from guardrails import policy
-from serve import processes
-from serve.local import reload_policy, run_dir
-from serve.phantom.draw import Phantom, draw
-from tests.bench.load import CLIENTS, MAX_TOKENS, Round, Server, run_round, summary
-from tests.e2e.images import data_url
+from serve.local import reload_policy
+from tests.bench.load import (
+    CLIENTS,
+    Round,
+    drawings,
+    rate,
+    run_round,
+    summary,
+    this_service,
+)
 from tests.running import free_port, start, wait_ready
 
 ROUNDS = 7
@@ -46,22 +50,8 @@ def main() -> None:
     rules.write_text(texts["on"])
     key, port = secrets.token_urlsafe(24), free_port()
     process = start(port, folder / "up.log", "--policy", str(rules), LLAVA_MED_API_KEY=key)
-    server = Server(
-        "this service",
-        f"http://127.0.0.1:{port}",
-        {"Authorization": f"Bearer {key}"},
-        {
-            "model": "llava-med",
-            "max_tokens": MAX_TOKENS,
-            "temperature": 0,
-            "stream": True,
-            "stream_options": {"include_usage": True},
-            "messages": [],
-            "metadata": {"template": "free"},
-        },
-        lambda: [psutil.Process(process.pid), *processes.ours(run_dir(port))],
-    )
-    images = [data_url(draw(Phantom(), seed=seed).resize((512, 512)), "JPEG") for seed in range(16)]
+    server = this_service(port, key, process.pid)
+    images = drawings()
 
     def use(name: str) -> None:
         rules.write_text(texts[name])
@@ -108,8 +98,7 @@ def _print(report: dict[str, Any]) -> None:
             table.add_row(
                 str(clients),
                 name,
-                f"{row['requests_per_s']:.1f} ({row['requests_per_s_min']:.1f}"
-                f" to {row['requests_per_s_max']:.1f})",
+                rate(row),
                 f"{row['ttft_ms_p50']:.1f}",
                 f"{row['inter_token_ms_p50']:.2f}",
                 f"{row['time_per_output_token_ms_p50']:.2f}",
