@@ -8,10 +8,13 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, SecretStr
 from ray import serve as ray_serve
 from ray.serve import Application
 from ray.serve.llm import LLMConfig, build_llm_deployment
 
+from serve.image_intake import build_image_intake
+from serve.imaging.intake import Rules
 from serve.replica import LlavaMedServer, NothingToDownload
 from serve.settings import MODEL_ID, OFFLINE, Settings
 
@@ -32,10 +35,15 @@ def build_app(settings: Settings, policy_text: str) -> Application:
         raise ValueError("settings.model must name a converted checkpoint folder")
     if settings.api_key is None:
         raise ValueError("no API key: set LLAVA_MED_API_KEY")
+    rules = image_rules(settings, settings.model)
     application = build_llm_deployment(
         _llm_config(settings, settings.model),
         deployment_cls=ray_serve.ingress()(LlavaMedServer),
-        bind_kwargs={"settings": settings},
+        bind_kwargs={
+            "settings": settings,
+            "rules": rules,
+            "intake": build_image_intake(settings, rules),
+        },
         override_serve_options={"user_config": {"policy": policy_text}},
         name_prefix="",
     )
@@ -46,10 +54,35 @@ def build_app(settings: Settings, policy_text: str) -> Application:
     return application
 
 
+def image_rules(settings: Settings, model: Path) -> Rules:
+    """What holds for every image: the settings, and the size that the checkpoint was trained at."""
+    imaging = settings.imaging
+    processor = json.loads((model / "preprocessor_config.json").read_text())
+    return Rules(
+        side=int(processor["size"]["shortest_edge"]),
+        max_pixels=settings.limits.max_image_pixels,
+        max_frames=imaging.max_frames,
+        burned_in=imaging.burned_in,
+        ocr=imaging.ocr,
+        known_regions=imaging.known_regions,
+        uid_key=imaging.uid_key.get_secret_value().encode() if imaging.uid_key else b"",
+    )
+
+
 def _digest(settings: Settings) -> str:
-    parts = settings.model_dump(mode="json", exclude={"api_key", "policy"})
-    key = settings.api_key.get_secret_value() if settings.api_key else ""
-    return sha256(f"{json.dumps(parts, sort_keys=True)}\0{key}".encode()).hexdigest()
+    """What the replicas are made of, secrets too, which a dump would hide."""
+    parts = settings.model_dump(mode="json", exclude={"policy"}) | _secrets(settings)
+    return sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _secrets(model: BaseModel, path: str = "") -> dict[str, str]:
+    found: dict[str, str] = {}
+    for name, value in model:
+        if isinstance(value, SecretStr):
+            found[f"{path}{name}"] = value.get_secret_value()
+        elif isinstance(value, BaseModel):
+            found |= _secrets(value, f"{path}{name}.")
+    return found
 
 
 def _llm_config(settings: Settings, model: Path) -> LLMConfig:

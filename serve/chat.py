@@ -17,6 +17,7 @@ from guardrails.rules import Action, Stage, Verdict
 from serve import metrics, protocol
 from serve.engine import Engine, Output, Step
 from serve.errors import ApiError, GuardFailed, InternalError
+from serve.images import TakenImage
 from serve.plan import Plan
 from serve.protocol import ChunkChoice, Delta, FinishReason, Usage
 from serve.settings import MODEL_ID
@@ -93,6 +94,7 @@ def _guardrails(plan: Plan, answers: list[Answer]) -> protocol.Guardrails:
         findings=findings if findings and several else None,
         sections=protocol.Sections.of(first) if first else None,
         escalation=protocol.Escalation(reasons=sorted(reasons)) if reasons else None,
+        images=[_image_note(image) for image in plan.images],
         review_id=plan.review_id,
         audit_id=plan.audit_id,
     )
@@ -105,6 +107,23 @@ def _verdict(verdict: Verdict, choice: int | None = None) -> protocol.Verdict:
         stage=verdict.stage,
         finding=verdict.finding or None,
         choice=choice,
+    )
+
+
+def _image_note(taken: TakenImage) -> protocol.ImageNote:
+    prepared, windowing = taken.prepared, taken.prepared.windowing
+    return protocol.ImageNote(
+        media_type=prepared.media_type,
+        role=taken.wanted.role,
+        frame=prepared.frame,
+        frames=prepared.frames,
+        window=protocol.ImageWindow(
+            origin=windowing.origin, center=windowing.center, width=windowing.width
+        )
+        if windowing
+        else None,
+        burned_in=prepared.burned_in.action,
+        burned_in_evidence=[str(one) for one in prepared.burned_in.evidence],
     )
 
 

@@ -32,6 +32,7 @@ from serve.errors import (
     TooLarge,
     Unauthorized,
 )
+from serve.images import Images
 from serve.plan import make_plan
 from serve.protocol import parse_request
 from serve.readiness import Readiness
@@ -44,7 +45,7 @@ logger = logging.getLogger("llava_med")
 
 
 def build_edge(
-    engine: Engine, settings: Settings, policy_in_force: Callable[[], Policy]
+    engine: Engine, settings: Settings, policy_in_force: Callable[[], Policy], images: Images
 ) -> ASGIApp:
     """The whole application that a replica serves.
 
@@ -83,7 +84,7 @@ def build_edge(
             )
         return _json(card)
 
-    completions = ChatCompletions(engine, settings, policy_in_force)
+    completions = ChatCompletions(engine, settings, policy_in_force, images)
     app = Starlette(
         routes=[
             Route("/v1/chat/completions", completions, methods=["POST"]),
@@ -163,9 +164,14 @@ class ChatCompletions:
     """``POST /v1/chat/completions``."""
 
     def __init__(
-        self, engine: Engine, settings: Settings, policy_in_force: Callable[[], Policy]
+        self,
+        engine: Engine,
+        settings: Settings,
+        policy_in_force: Callable[[], Policy],
+        images: Images,
     ) -> None:
         self._engine = engine
+        self._images = images
         self._policy_in_force = policy_in_force
         self._limits = settings.limits
 
@@ -182,6 +188,7 @@ class ChatCompletions:
             policy=self._policy_in_force(),
             principal=scope["state"]["principal"],
             limits=self._limits,
+            images=self._images,
             request_id=scope["state"]["request_id"],
         )
         if plan.sampling.stream:

@@ -5,13 +5,14 @@ ApiError
 │   ├── ContextTooLong 400  it does not fit the model's context
 │   └── ContentFiltered 400 a rule of the policy refuses it
 ├── Unauthorized 401        no key, or a key we do not know
-├── NotFound 404            route or model
+├── NotFound 404            route, model, or instance in the PACS
 ├── MethodNotAllowed 405
 ├── TooLarge 413            body, image count or pixels over a limit
 ├── UnsupportedMedia 415    a media type that we do not take
-├── UnusableImage 422       the type is right, the bytes are not an image we can decode
+├── UnusableImage 422       the type is right, the bytes are not an image we can or may use
 ├── Overloaded 429
 ├── Unavailable 503         the engine is not ready, or a stage failed closed
+│   └── SourceUnavailable   the PACS or host that an image is to come from does not answer
 ├── GuardFailed 503         a guardrail broke: what it did not pass is withheld
 └── InternalError 500       anything unforeseen; says nothing about itself
 
@@ -120,6 +121,10 @@ class Unavailable(ApiError):
     type = "service_unavailable"
     code = "engine_unavailable"
     retry_after_s = 5
+
+
+class SourceUnavailable(Unavailable):
+    code = "image_source_unavailable"
 
 
 class GuardFailed(ApiError):

@@ -25,8 +25,8 @@ from rich.console import Console
 
 from guardrails import policy
 from serve import loopback, processes, reload
-from serve.api_key import with_api_key
 from serve.checkpoint.cache import ensure_converted
+from serve.local_secrets import with_secrets
 from serve.phantom import weights_dir
 from serve.settings import MODEL_ID, OFFLINE, Settings
 
@@ -69,7 +69,7 @@ def up(settings: Settings, console: Console) -> None:
             )
     try:
         (directory / "pid").write_text(str(os.getpid()))
-        settings, new_key = with_api_key(settings)
+        settings, new_key = with_secrets(settings)
         with _phase(console, "checkpoint") as say:
             settings = with_model(settings, say)
         with _phase(console, "Ray"):

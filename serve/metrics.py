@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from prometheus_client import Counter, Gauge
+from prometheus_client import Counter, Gauge, Histogram
 
 from guardrails.rules import Stage, Verdict
 
@@ -28,6 +28,29 @@ POLICY_LOADS = Counter(
     ["outcome"],
 )
 POLICY = Gauge("llava_med_policy_info", "1 for the policy in force.", ["policy"])
+
+IMAGES = Counter(
+    "llava_med_images",
+    "Images that requests brought, by what they are: prepared for the model, or the error code.",
+    ["kind", "outcome"],
+)
+IMAGE_SECONDS = Histogram(
+    "llava_med_image_intake_seconds",
+    "From an image's URL to what the model sees: fetching, waiting and decoding.",
+    ["kind"],
+    buckets=(0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20),
+)
+
+
+def image_taken(kind: str, seconds: float) -> None:
+    """Counts an image that goes to the model."""
+    IMAGES.labels(kind, "prepared").inc()
+    IMAGE_SECONDS.labels(kind).observe(seconds)
+
+
+def image_refused(kind: str, code: str) -> None:
+    """Counts an image that does not."""
+    IMAGES.labels(kind, code).inc()
 
 
 def count_verdicts(verdicts: Iterable[Verdict]) -> None:

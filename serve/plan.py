@@ -19,7 +19,7 @@ from guardrails.templates import AnswerFormat, Template
 from serve import metrics, protocol
 from serve.engine import Prompt, PromptImage, Sampling, Turn
 from serve.errors import BadRequest, ContentFiltered, GuardFailed, NotFound, TooLarge
-from serve.imaging import raster
+from serve.images import Images, TakenImage
 from serve.protocol import ChatCompletionRequest
 from serve.settings import MODEL_ID, Limits
 
@@ -40,6 +40,7 @@ class Plan:
     answer_format: AnswerFormat
     question: str  # all that the user asked, as far as the rules let it through
     verdicts: tuple[Verdict, ...]  # of the input rules
+    images: tuple[TakenImage, ...]
     prompt: Prompt
     sampling: Sampling
     include_usage: bool
@@ -51,6 +52,7 @@ async def make_plan(
     policy: Policy,
     principal: str,
     limits: Limits,
+    images: Images,
     request_id: str,
 ) -> Plan:
     """Everything between the parsed request and the engine.
@@ -66,7 +68,8 @@ async def make_plan(
     template, answer_format = _choose_template(request)
     # A long text takes the rules some 100 ms, which streams beside it should not feel.
     texts, verdicts = await asyncio.to_thread(_checked_texts, request, policy)
-    turns = await _conversation(request, texts, policy, template, answer_format, limits)
+    taken = await _take_images(request, images)
+    turns = _conversation(request, texts, policy, template, answer_format, taken)
     return Plan(
         id=f"chatcmpl-{request_id}",
         created=int(time.time()),
@@ -81,6 +84,7 @@ async def make_plan(
             if isinstance(message, protocol.UserMessage)
         ),
         verdicts=verdicts,
+        images=tuple(image for position in sorted(taken) for image in taken[position]),
         prompt=Prompt(turns=turns, cache_salt=principal),
         sampling=_sampling(request, template, answer_format, limits),
         include_usage=bool(request.stream_options and request.stream_options.include_usage),
@@ -183,13 +187,59 @@ def _template_of_format(request: ChatCompletionRequest) -> Template | None:
             return None
 
 
-async def _conversation(
+async def _take_images(
+    request: ChatCompletionRequest, images: Images
+) -> dict[int, list[TakenImage]]:
+    """The images of each message that has any, by its position; all are taken in at once.
+
+    Raises:
+        ApiError: the first one that cannot be used. The others are given up.
+    """
+    tasks = {
+        position: [
+            asyncio.ensure_future(
+                images.take(part.image_url.url, param=f"messages.{position}.content.{number}")
+            )
+            for number, part in parts
+        ]
+        for position, message in enumerate(request.messages)
+        if (parts := _image_parts(message))
+    }
+    try:
+        return {position: list(await asyncio.gather(*some)) for position, some in tasks.items()}
+    finally:
+        for task in (task for some in tasks.values() for task in some):
+            task.cancel()
+
+
+def _named(taken: Sequence[TakenImage], param: str) -> str:
+    """A line that says which image is of which study, where the request says so.
+
+    Raises:
+        BadRequest: some images have a role and some have none, or none is current.
+    """
+    roles = [image.wanted.role for image in taken]
+    if not any(roles):
+        return ""
+    if None in roles or "current" not in roles:
+        raise BadRequest(
+            "Where one image has a role, each has one, and one is current.",
+            param=param,
+            code="invalid_image_parameter",
+        )
+    if len(roles) == 1:
+        return f"The image is the {roles[0]} study.\n"
+    names = (f"Image {number} is the {role} study." for number, role in enumerate(roles, 1))
+    return " ".join(names) + "\n"
+
+
+def _conversation(
     request: ChatCompletionRequest,
     texts: Sequence[str],
     policy: Policy,
     template: Template,
     answer_format: AnswerFormat,
-    limits: Limits,
+    taken: dict[int, list[TakenImage]],
 ) -> tuple[Turn, ...]:
     """The turns the model reads: our preamble first, whatever the client's system text says."""
     system = [policy.file.preamble]
@@ -206,21 +256,12 @@ async def _conversation(
                     text = templates.question_prompt(
                         text, template, answer_format, policy.instructions
                     )
-                images = [
-                    await _intake(part, limits, param=f"messages.{position}.content.{number}")
-                    for number, part in _image_parts(message)
-                ]
-                turns.append(Turn("user", text, tuple(images)))
+                images = taken.get(position, [])
+                text = _named(images, f"messages.{position}") + text
+                seen = (PromptImage(one.prepared.image, one.prepared.digest) for one in images)
+                turns.append(Turn("user", text, tuple(seen)))
     _check_alternation(turns)
     return (Turn("system", "\n".join(system)), *turns)
-
-
-async def _intake(part: protocol.ImagePart, limits: Limits, *, param: str) -> PromptImage:
-    encoded = raster.parse_data_url(part.image_url.url, param=param)
-    pixels = await asyncio.to_thread(
-        raster.decode, encoded, max_pixels=limits.max_image_pixels, param=param
-    )
-    return PromptImage(pixels, encoded.digest)
 
 
 def _check_alternation(turns: list[Turn]) -> None:

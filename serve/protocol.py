@@ -38,7 +38,7 @@ class TextPart(_Closed):
 
 class ImageURL(_Closed):
     url: str
-    # Accepted and without effect: this model always sees one 336 x 336 image.
+    # Accepted and without effect: this model always sees one square of 336 x 336 pixels.
     detail: Literal["auto", "low", "high"] = "auto"
 
 
@@ -257,6 +257,26 @@ class Escalation(_Closed):
     reasons: list[str]
 
 
+class ImageWindow(_Closed):
+    """How a DICOM image's values became grey; without centre and width, by a LUT or their range."""
+
+    origin: Literal["request", "file", "default"]
+    center: float | None
+    width: float | None
+
+
+class ImageNote(_Closed):
+    """What was done to one image of the request, in the order of the request."""
+
+    media_type: str
+    role: Literal["prior", "current"] | None
+    frame: int | None  # DICOM: which frame, from 1, of how many
+    frames: int | None
+    window: ImageWindow | None  # DICOM, greyscale
+    burned_in: Literal["none", "masked", "flagged"]
+    burned_in_evidence: list[str]
+
+
 class Guardrails(_Closed):
     """What we add beside OpenAI's fields to every completion."""
 
@@ -269,6 +289,7 @@ class Guardrails(_Closed):
     findings: list[FindingResult] | None = None  # every choice's, in order, when n > 1
     sections: Sections | None = None  # the first choice's, for report, impression and summary
     escalation: Escalation | None = None
+    images: list[ImageNote]
     review_id: str
     audit_id: str
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from prometheus_client import REGISTRY, generate_latest
 from ray.llm._internal.common.callbacks.base import CallbackBase
+from ray.serve.handle import DeploymentHandle
 from ray.serve.llm import LLMConfig
 from ray.serve.llm.deployment import LLMServer
 from starlette.types import ASGIApp
@@ -27,6 +28,9 @@ from serve import loopback, metrics
 from serve.edge import build_edge
 from serve.engine import Output, Prompt, Sampling, Step
 from serve.errors import BadRequest, ContextTooLong, Overloaded, Unavailable
+from serve.image_intake import ImageIntakeClient
+from serve.images import Images
+from serve.imaging.intake import Rules
 from serve.readiness import generate_one_token
 from serve.settings import Settings
 
@@ -168,9 +172,15 @@ class LlavaMedServer(LLMServer):  # type: ignore[misc]
     """The deployment. Serve takes its HTTP app from ``__serve_build_asgi_app__``."""
 
     async def __init__(  # type: ignore[misc]  # Ray awaits a deployment's constructor
-        self, llm_config: LLMConfig, *, settings: Settings
+        self,
+        llm_config: LLMConfig,
+        *,
+        settings: Settings,
+        rules: Rules,
+        intake: DeploymentHandle,
     ) -> None:
         self._settings = settings
+        self._images = Images(settings.imaging, rules, ImageIntakeClient(intake))
         if loopback.is_loopback(settings.host):
             loopback.pin_replica_grpc()
         self._policy: Policy | None = None
@@ -208,4 +218,4 @@ class LlavaMedServer(LLMServer):  # type: ignore[misc]
         """Our edge in place of vLLM's app; only after the engine has generated a token."""
         engine = VllmEngine(self.engine._engine_client)  # noqa: SLF001  # Ray offers no other way to it
         await generate_one_token(engine)
-        return build_edge(engine, self._settings, self._policy_in_force)
+        return build_edge(engine, self._settings, self._policy_in_force, self._images)

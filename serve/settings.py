@@ -17,6 +17,8 @@ from pydantic_settings import (
     YamlConfigSettingsSource,
 )
 
+from serve.imaging.regions import KnownRegion
+
 MODEL_ID = "llava-med"
 
 # Environment of every process: no phoning home, nothing fetched (the checkpoint is a folder).
@@ -49,6 +51,105 @@ class Limits(BaseModel):
     default_max_tokens: int = Field(
         default=512, gt=0, description="Answer length where the client names none, in tokens."
     )
+
+
+class Fetch(BaseModel):
+    """Images by ``https:`` URL. Off until a host is named."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    allowed_hosts: tuple[str, ...] = Field(
+        default=(),
+        description="Host names that image URLs may name. None: remote URLs are refused.",
+    )
+    private_addresses: bool = Field(
+        default=False,
+        description="Whether an allowed host may resolve to a private, loopback or link-local "
+        "address.",
+    )
+    ca_file: Path | None = Field(
+        default=None, description="PEM file of the CAs to trust. Default: the system's."
+    )
+    max_bytes: int = Field(
+        default=64 << 20, gt=0, description="Size of a fetched file, in bytes; DICOMweb's too."
+    )
+    timeout_s: float = Field(
+        default=10.0, gt=0, description="For a whole fetch, in seconds; DICOMweb's too."
+    )
+
+
+class Dicomweb(BaseModel):
+    """The one PACS that ``dicomweb:`` references are read from."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    url: str | None = Field(
+        default=None,
+        pattern=r"^https?://[^/?#@\s]+(/[^?#@\s]*)?$",
+        description="DICOMweb root, for example `https://pacs.internal/dicom-web`. Default: none, "
+        "and references are refused.",
+    )
+    username: str | None = Field(default=None, description="For Basic authentication.")
+    password: SecretStr | None = Field(default=None, description="For Basic authentication.")
+    token: SecretStr | None = Field(default=None, description="For Bearer authentication.")
+    ca_file: Path | None = Field(
+        default=None, description="PEM file of the CAs to trust. Default: the system's."
+    )
+
+
+class Imaging(BaseModel):
+    """Image intake: what comes in, where it is decoded, what happens to burned-in text."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    burned_in: Literal["refuse", "mask", "flag"] = Field(
+        default="mask",
+        description="What happens to an image that may have text burned in: refused; masked, and "
+        "refused where nobody knows where the text is; or passed and flagged.",
+    )
+    ocr: bool = Field(
+        default=False,
+        description="Look for text in every image with tesseract, which must be installed "
+        "(docs/imaging.md has what it costs).",
+    )
+    known_regions: tuple[KnownRegion, ...] = Field(
+        default=(),
+        description="Where your devices burn text in: boxes to black out, by modality, "
+        "manufacturer, model, rows or columns (docs/imaging.md).",
+    )
+    light_pixels: int = Field(
+        default=4_000_000,
+        ge=0,
+        description="PNG and JPEG up to this many pixels are decoded in the replica; larger ones, "
+        "and all DICOM, in ImageIntake.",
+    )
+    max_frames: int = Field(default=10_000, gt=0, description="Frames of one DICOM instance.")
+    replicas: int = Field(default=1, gt=0, description="ImageIntake replicas, at least.")
+    max_replicas: int = Field(
+        default=1, gt=0, description="ImageIntake replicas, at most; Ray scales between the two."
+    )
+    workers: int = Field(
+        default=2, gt=0, description="Decoding processes of one ImageIntake replica."
+    )
+    max_queued: int = Field(
+        default=64,
+        gt=0,
+        description="Images that wait for a decoding process before more are refused (429).",
+    )
+    timeout_s: float = Field(
+        default=20.0, gt=0, description="For decoding one image, in seconds; its process is ended."
+    )
+    worker_memory_mib: int = Field(
+        default=2048, ge=512, description="Address space of one decoding process, in MiB."
+    )
+    uid_key: SecretStr | None = Field(
+        default=None,
+        min_length=16,
+        description="Key of the hash by which records know an instance. Default: generated once "
+        "into state_dir.",
+    )
+    fetch: Fetch = Fetch()
+    dicomweb: Dicomweb = Dicomweb()
 
 
 class Engine(BaseModel):
@@ -113,6 +214,7 @@ class Settings(BaseSettings):
         default="WARNING", description="Level of Ray's and vLLM's own logs."
     )
     limits: Limits = Limits()
+    imaging: Imaging = Imaging()
     engine: Engine = Engine()
 
     @classmethod

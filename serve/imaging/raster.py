@@ -1,4 +1,4 @@
-"""PNG and JPEG data URLs to RGB images.
+"""PNG and JPEG to pixels: 8 bits a channel, grey or RGB.
 
 Nothing but pixels goes on: EXIF, text chunks, colour profiles, thumbnails, trailing bytes and
 further frames stay behind. Limits are checked on the header, before anything is decompressed.
@@ -6,96 +6,66 @@ further frames stay behind. Limits are checked on the header, before anything is
 
 from __future__ import annotations
 
-import binascii
-import hashlib
 import io
-import re
+import struct
 import warnings
-from base64 import b64decode
-from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from serve.errors import BadRequest, TooLarge, UnsupportedMedia, UnusableImage
+from serve.errors import TooLarge, UnusableImage
+from serve.imaging.decoders import codestream_size
 
+Kind = Literal["PNG", "JPEG"]
 # Pillow may open only these: every further format is attack surface (EPS, FITS, PSD, ...).
-FORMATS = {"image/png": "PNG", "image/jpeg": "JPEG"}
-_DATA_URL = re.compile(r"data:([a-z0-9.+/-]{1,64});base64,", re.IGNORECASE)
+PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 
 
-@dataclass(frozen=True, slots=True)
-class EncodedImage:
-    """The bytes of one image as the client sent them, and what it says they are."""
+def declared_pixels(data: bytes) -> int:
+    """Pixels that the header declares (PNG's IHDR, JPEG's frame header); 0 where it has none.
 
-    media_type: str
-    data: bytes
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 of the bytes, as hex: names the image in the engine's caches."""
-        return hashlib.sha256(self.data).hexdigest()
-
-
-def parse_data_url(url: str, *, param: str) -> EncodedImage:
-    """Reads a ``data:`` URL (RFC 2397) in base64.
-
-    Raises:
-        BadRequest: a remote URL (refused: nothing is ever fetched), or not valid base64.
-        UnsupportedMedia: a media type other than those of FORMATS.
+    Microseconds: to decide where the image is decoded. ``decode`` checks again for itself.
     """
-    match = _DATA_URL.match(url)
-    if match is None:
-        raise BadRequest(
-            "Images are taken as base64 data URLs (data:image/png;base64,... or "
-            "data:image/jpeg;base64,...). Remote URLs are not fetched.",
-            param=param,
-            code="invalid_image_url",
-        )
-    media_type = match[1].lower()
-    if media_type not in FORMATS:
-        raise UnsupportedMedia(
-            f"This service takes images as {' or '.join(sorted(FORMATS))}.", param=param
-        )
+    if data.startswith(PNG):
+        width, height = struct.unpack_from(">II", data, 16) if len(data) >= 24 else (0, 0)
+        return int(width * height)
     try:
-        data = b64decode(url[match.end() :], validate=True)
-    except (binascii.Error, ValueError):
-        raise BadRequest(
-            "The image's data URL is not valid base64.", param=param, code="invalid_base64"
-        ) from None
-    return EncodedImage(media_type, data)
+        rows, columns = codestream_size(data)
+    except UnusableImage:
+        return 0
+    return rows * columns
 
 
-def decode(encoded: EncodedImage, *, max_pixels: int, param: str) -> Image.Image:
-    """Decodes to an RGB image of 8 bits a channel.
+def decode(data: bytes, kind: Kind, *, max_pixels: int) -> Image.Image:
+    """Decodes to mode L or RGB.
 
     16-bit greys are scaled by their full range, as PNG defines the sample (W3C PNG 13.12); Pillow's
     own conversion would clip every value above 255. An EXIF orientation is applied, so that left
-    stays left.
+    stays left. Transparency is dropped, as the authors' ``convert("RGB")`` drops it.
 
     Raises:
         TooLarge: more pixels than ``max_pixels``.
-        UnusableImage: not decodable as what it says it is.
+        UnusableImage: not decodable.
     """
+    too_large = TooLarge(f"An image may have {max_pixels} pixels.")
     try:
         with warnings.catch_warnings():
-            # Our own limit is checked below; Pillow's warning would go to a log.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image: Image.Image = Image.open(
-                io.BytesIO(encoded.data), formats=(FORMATS[encoded.media_type],)
-            )
-        if image.width * image.height > max_pixels:
-            raise TooLarge(f"An image may have {max_pixels} pixels.", param=param)
-        image.load()
-        image = ImageOps.exif_transpose(image)
+            # Our own limit is checked below; Pillow's warnings would go to a log.
+            warnings.simplefilter("ignore")
+            image: Image.Image = Image.open(io.BytesIO(data), formats=(kind,))
+            if image.width * image.height > max_pixels:
+                raise too_large
+            image.load()
+            image = ImageOps.exif_transpose(image)
         if image.mode.startswith("I"):
             grey = np.asarray(image, dtype=np.float32)
-            image = Image.fromarray((grey * (255 / 65535) + 0.5).clip(0, 255).astype(np.uint8))
+            return Image.fromarray((grey * (255 / 65535) + 0.5).clip(0, 255).astype(np.uint8))
+        mode = "L" if image.mode in ("1", "L", "LA") else "RGB"
         # A fresh image: it carries pixels and nothing of the file it came from.
-        return Image.frombytes("RGB", image.size, image.convert("RGB").tobytes())
+        pixels = image if image.mode == mode else image.convert(mode)
+        return Image.frombytes(mode, pixels.size, pixels.tobytes())
     except Image.DecompressionBombError:
-        raise TooLarge(f"An image may have {max_pixels} pixels.", param=param) from None
-    except (OSError, SyntaxError, ValueError, EOFError, KeyError, MemoryError):
-        raise UnusableImage(
-            f"The image cannot be decoded as {encoded.media_type}.", param=param
-        ) from None
+        raise too_large from None
+    except (OSError, SyntaxError, ValueError, EOFError, KeyError, MemoryError, struct.error):
+        raise UnusableImage(f"The image is damaged and cannot be decoded as {kind}.") from None

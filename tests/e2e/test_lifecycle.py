@@ -67,12 +67,12 @@ def test_a_killed_service_is_cleaned_up_by_down(tmp_path: Path) -> None:
 
 
 def test_a_generated_key_is_readable_by_its_owner_alone(tmp_path: Path) -> None:
-    from serve.local import with_api_key
+    from serve.local_secrets import with_secrets
     from serve.settings import load
 
     settings = load(state_dir=tmp_path / "state").model_copy(update={"api_key": None})
-    first, shown = with_api_key(settings)
-    again, not_shown = with_api_key(settings)
+    first, shown = with_secrets(settings)
+    again, not_shown = with_secrets(settings)
     path = tmp_path / "state" / "api-key"
     assert path.stat().st_mode & 0o777 == 0o600
     assert first.api_key == again.api_key

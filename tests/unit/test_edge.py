@@ -25,6 +25,7 @@ from serve.engine import Output, Prompt, Sampling, Step
 from serve.errors import ApiError, ContextTooLong, Unavailable
 from serve.readiness import Readiness
 from serve.settings import load
+from tests.unit.taking_images import images
 
 POLICY = policy.load()
 KEY = "unit-test-key-0123456789"
@@ -70,7 +71,8 @@ class ScriptedEngine:
 
 
 def _client(engine: ScriptedEngine, **settings: Any) -> httpx.AsyncClient:
-    app = build_edge(engine, load(api_key=KEY, **settings), lambda: POLICY)
+    loaded = load(api_key=KEY, **settings)
+    app = build_edge(engine, loaded, lambda: POLICY, images(loaded))
     transport = httpx.ASGITransport(app)
     return httpx.AsyncClient(transport=transport, base_url="http://edge", headers=HEADERS)
 
@@ -97,7 +99,7 @@ def _content(events: list[Any]) -> str:
 async def test_the_service_does_not_start_without_a_key() -> None:
     settings = load().model_copy(update={"api_key": None})
     with pytest.raises(ValueError, match="LLAVA_MED_API_KEY"):
-        build_edge(ScriptedEngine(), settings, lambda: POLICY)
+        build_edge(ScriptedEngine(), settings, lambda: POLICY, images(settings))
 
 
 async def test_an_answer_is_labelled_and_its_leading_space_is_gone() -> None:
@@ -218,7 +220,7 @@ async def test_any_other_schema_is_refused(schema: dict[str, Any] | None) -> Non
 
 async def test_a_client_that_hangs_up_closes_the_engines_generator() -> None:
     engine = ScriptedEngine(pieces=[" likely"], hang=True)
-    app = build_edge(engine, load(api_key=KEY), lambda: POLICY)
+    app = build_edge(engine, load(api_key=KEY), lambda: POLICY, images(load()))
     body = json.dumps(QUESTION | {"stream": True}).encode()
     incoming: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
     incoming.put_nowait({"type": "http.request", "body": body, "more_body": False})
@@ -295,7 +297,7 @@ def test_every_error_has_openais_shape_and_a_fixed_wording() -> None:
         return [error, *(leaf for child in error.__subclasses__() for leaf in tree(child))]
 
     kinds = tree(ApiError)
-    assert len(kinds) == 14
+    assert len(kinds) == 15
     for kind in kinds:
         assert kind.__name__ in (errors.__doc__ or ""), "the tree in the docstring is whole"
         assert 400 <= kind.status < 600

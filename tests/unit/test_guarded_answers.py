@@ -20,6 +20,7 @@ from serve.edge import build_edge
 from serve.engine import Output, Prompt, Sampling, Step
 from serve.errors import Unavailable
 from serve.settings import load
+from tests.unit.taking_images import images
 
 POLICY = policy.load()
 LABEL = f"\n\n{POLICY.file.label}"
@@ -65,7 +66,7 @@ async def post(
             raise in_force
         return in_force
 
-    app = build_edge(engine, load(api_key=KEY), policy_in_force)
+    app = build_edge(engine, load(api_key=KEY), policy_in_force, images(load()))
     transport = httpx.ASGITransport(app)
     body = {"model": "llava-med", "messages": [{"role": "user", "content": question}], **fields}
     async with httpx.AsyncClient(

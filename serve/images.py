@@ -1,0 +1,79 @@
+"""The image stage of the request path: an image part's URL in, what the model sees out.
+
+Decides where an image comes from and where it is decoded: light PNG and JPEG in a thread of this
+process, everything else in ImageIntake.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+from typing import Protocol
+
+from serve import metrics
+from serve.errors import ApiError
+from serve.imaging import raster, sources
+from serve.imaging.fetch import Fetcher
+from serve.imaging.intake import Prepared, Rules, prepare, sniff
+from serve.imaging.sources import DICOM, Inline, Wanted
+from serve.settings import Imaging
+
+
+class Intake(Protocol):
+    """Where heavy images are decoded."""
+
+    async def prepare(self, data: bytes, declared: str | None, wanted: Wanted) -> Prepared:
+        """Decodes an image; raises ApiError where it cannot be used."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class TakenImage:
+    """An image, as the model will see it, and what the client asked of it."""
+
+    prepared: Prepared
+    wanted: Wanted
+
+
+class Images:
+    """Takes images in."""
+
+    def __init__(self, settings: Imaging, rules: Rules, intake: Intake) -> None:
+        self._settings = settings
+        self._rules = rules
+        self._intake = intake
+        self._fetcher = Fetcher(settings)
+
+    async def take(self, url: str, *, param: str) -> TakenImage:
+        """Gets, decodes and de-identifies one image.
+
+        Raises:
+            ApiError: it cannot be used; ``param`` says which one it is.
+        """
+        started = time.perf_counter()
+        kind = "unknown"
+        try:
+            source, wanted = await asyncio.to_thread(sources.parse, url, param=param)
+            declared = source.media_type if isinstance(source, Inline) else None
+            data = (
+                source.data
+                if isinstance(source, Inline)
+                else await self._fetcher.get(source, param=param)
+            )
+            kind = sniff(data)
+            if self._is_light(data, kind):
+                prepared = await asyncio.to_thread(prepare, data, declared, wanted, self._rules)
+            else:
+                prepared = await self._intake.prepare(data, declared, wanted)
+        except ApiError as error:
+            error.param = param
+            metrics.image_refused(kind, error.code)
+            raise
+        metrics.image_taken(kind, time.perf_counter() - started)
+        return TakenImage(prepared, wanted)
+
+    def _is_light(self, data: bytes, kind: str) -> bool:
+        if kind == DICOM or self._rules.ocr:
+            return False
+        return raster.declared_pixels(data) <= self._settings.light_pixels

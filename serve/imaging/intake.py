@@ -1,0 +1,172 @@
+"""One image, from a file's bytes to what the model sees. Pure: runs in a thread or in a worker.
+
+sniff -> decode -> burned-in text -> square. Only pixels cross: what comes out is made of the 8-bit
+square, and of facts about the decoding that say nothing about a patient.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from dataclasses import dataclass
+from typing import Literal
+
+from PIL import Image
+from pydicom.dataset import Dataset
+
+from serve.errors import BadRequest, UnsupportedMedia, UnusableImage
+from serve.imaging import dicom, raster
+from serve.imaging.burned_in import BurnedIn, handle
+from serve.imaging.grey import Windowing
+from serve.imaging.regions import KnownRegion
+from serve.imaging.sources import DICOM, Wanted
+from serve.imaging.square import to_square, with_square_pixels
+
+MediaType = Literal["image/png", "image/jpeg", "application/dicom"]
+
+# Formats that we know and do not take, by their first bytes.
+_REFUSED = (
+    b"GIF8", b"II*\0", b"MM\0*", b"RIFF", b"BM", b"<svg", b"<?xml", b"%PDF", b"%!PS",
+    b"\xc5\xd0\xd3\xc6", b"8BPS", b"SIMPLE  =", b"\0\0\0\x0cjP", b"\xff\x4f\xff\x51",
+    b"\0\0\x01\0", b"\xd7\xcd\xc6\x9a", b"PK\x03\x04",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What holds for every image of a service."""
+
+    side: int  # of the square, in pixels
+    max_pixels: int
+    max_frames: int
+    burned_in: Literal["refuse", "mask", "flag"]
+    ocr: bool
+    known_regions: tuple[KnownRegion, ...]
+    uid_key: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What the model sees, and how it came about. Nothing in it names a patient or a study."""
+
+    pixels: bytes  # RGB, side x side
+    side: int
+    digest: str  # SHA-256 of the pixels, as hex: names the image in the engine's caches
+    media_type: MediaType
+    burned_in: BurnedIn
+    frame: int | None  # DICOM: from 1
+    frames: int | None
+    windowing: Windowing | None  # DICOM, greyscale
+    instance: str | None  # keyed hash of SOPInstanceUID, for records alone
+
+    @property
+    def image(self) -> Image.Image:
+        """The square."""
+        return Image.frombytes("RGB", (self.side, self.side), self.pixels)
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """An image at its own size, de-identified."""
+
+    image: Image.Image  # L or RGB
+    media_type: MediaType
+    burned_in: BurnedIn
+    rendered: dicom.Rendered | None  # DICOM
+
+
+def sniff(data: bytes) -> MediaType:
+    """What the bytes are, whatever anybody says they are.
+
+    Raises:
+        UnsupportedMedia: a format that this service does not take.
+        UnusableImage: no image format that we know.
+    """
+    # DICOM first: its preamble may be anything, another format's header too (PS3.10 7.1).
+    if dicom.is_dicom(data):
+        return DICOM
+    if data.startswith(raster.PNG):
+        return "image/png"
+    if data.startswith(raster.JPEG):
+        return "image/jpeg"
+    if data[:64].lstrip().startswith(_REFUSED):
+        raise UnsupportedMedia("The bytes are of an image format that this service does not take.")
+    raise UnusableImage("The bytes are no PNG, JPEG or DICOM file.")
+
+
+def checked_type(data: bytes, declared: str | None) -> MediaType:
+    """The type of the bytes, which must be the declared one where one is declared.
+
+    Raises:
+        UnsupportedMedia, UnusableImage: see ``sniff``; or the bytes are of another type.
+    """
+    media_type = sniff(data)
+    if declared is not None and media_type != declared:
+        raise UnusableImage(
+            f"The data URL says {declared}, its bytes are {media_type}.", code="media_type_mismatch"
+        )
+    return media_type
+
+
+def decode(data: bytes, declared: str | None, wanted: Wanted, rules: Rules) -> Decoded:
+    """An image at its own size, with burned-in text handled.
+
+    Raises:
+        ApiError: it cannot or may not be used; its subclass and code say why.
+    """
+    media_type = checked_type(data, declared)
+    rendered, header = None, None
+    if media_type == DICOM:
+        rendered = dicom.render(
+            data, wanted, max_pixels=rules.max_pixels, max_frames=rules.max_frames
+        )
+        image, header = rendered.image, rendered.header
+    else:
+        _check_raster(wanted)
+        kind: raster.Kind = "PNG" if media_type == "image/png" else "JPEG"
+        image = raster.decode(data, kind, max_pixels=rules.max_pixels)
+    image, burned_in = handle(
+        image, header, action=rules.burned_in, ocr=rules.ocr, known=rules.known_regions
+    )
+    if rendered:
+        image = with_square_pixels(image, rendered.aspect, max_pixels=rules.max_pixels)
+    return Decoded(image, media_type, burned_in, rendered)
+
+
+def prepare(data: bytes, declared: str | None, wanted: Wanted, rules: Rules) -> Prepared:
+    """What the model sees of an image.
+
+    Raises:
+        ApiError: see ``decode``.
+    """
+    decoded = decode(data, declared, wanted, rules)
+    rendered = decoded.rendered
+    pixels = to_square(decoded.image, rules.side).tobytes()
+    return Prepared(
+        pixels=pixels,
+        side=rules.side,
+        digest=hashlib.sha256(pixels).hexdigest(),
+        media_type=decoded.media_type,
+        burned_in=decoded.burned_in,
+        frame=rendered.frame if rendered else None,
+        frames=rendered.frames if rendered else None,
+        windowing=rendered.windowing if rendered else None,
+        instance=instance_hash(rendered.header, rules.uid_key) if rendered else None,
+    )
+
+
+def instance_hash(header: Dataset, key: bytes) -> str | None:
+    """HMAC-SHA256 of SOPInstanceUID, as hex: tells that two records are of one instance.
+
+    None without a key: a bare hash of a UID can be found by trying UIDs.
+    """
+    uid = header.get("SOPInstanceUID")
+    return hmac.new(key, str(uid).encode(), "sha256").hexdigest() if uid and key else None
+
+
+def _check_raster(wanted: Wanted) -> None:
+    if wanted.window or wanted.center is not None or wanted.frame is not None:
+        raise BadRequest(
+            "Only DICOM images have windows and frames to choose from.",
+            code="invalid_image_parameter",
+        )
