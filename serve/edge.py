@@ -181,10 +181,11 @@ class ChatCompletions:
         if body is not None:
             await _until_disconnect(receive, lambda: self._respond(body, scope, send))
 
-    async def _respond(self, body: bytes, scope: Scope, send: Send) -> None:
-        request = parse_request(body)
+    async def _respond(self, body: bytearray, scope: Scope, send: Send) -> None:
+        request, inline = parse_request(body)
         plan = await make_plan(
             request,
+            inline=inline,
             policy=self._policy_in_force(),
             principal=scope["state"]["principal"],
             limits=self._limits,
@@ -197,7 +198,7 @@ class ChatCompletions:
             await _send(send, await chat.complete(plan, self._engine))
 
 
-async def _read_body(scope: Scope, receive: Receive, *, limit: int) -> bytes | None:
+async def _read_body(scope: Scope, receive: Receive, *, limit: int) -> bytearray | None:
     """The request body; None when the client hung up before its end.
 
     Raises:
@@ -207,18 +208,17 @@ async def _read_body(scope: Scope, receive: Receive, *, limit: int) -> bytes | N
     for name, value in scope["headers"]:
         if name == b"content-length" and (not value.isdigit() or int(value) > limit):
             raise too_large
-    chunks, size = [], 0
+    body = bytearray()  # grows in place: joining megabytes at the end would stop the event loop
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
             return None
         chunk = message.get("body", b"")
-        size += len(chunk)
-        if size > limit:
+        if len(body) + len(chunk) > limit:
             raise too_large
-        chunks.append(chunk)
+        body += chunk
         if not message.get("more_body"):
-            return b"".join(chunks)
+            return body
 
 
 async def _until_disconnect(receive: Receive, respond: Callable[[], Awaitable[None]]) -> None:

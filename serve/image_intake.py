@@ -41,6 +41,7 @@ class ImageIntake:
             timeout_s=settings.imaging.timeout_s,
             memory_mib=settings.imaging.worker_memory_mib,
         )
+        self._workers.warm_up()
 
     async def prepare(
         self, encoded: list[ray.ObjectRef[Any]], declared: str | None, wanted: Wanted

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from serve import metrics
+from serve.body import Body
 from serve.errors import ApiError
 from serve.imaging import raster, sources
 from serve.imaging.fetch import Fetcher
@@ -45,7 +46,7 @@ class Images:
         self._intake = intake
         self._fetcher = Fetcher(settings)
 
-    async def take(self, url: str, *, param: str) -> TakenImage:
+    async def take(self, url: str, inline: Body, *, param: str) -> TakenImage:
         """Gets, decodes and de-identifies one image.
 
         Raises:
@@ -54,7 +55,7 @@ class Images:
         started = time.perf_counter()
         kind = "unknown"
         try:
-            source, wanted = await asyncio.to_thread(sources.parse, url, param=param)
+            source, wanted = await asyncio.to_thread(sources.parse, url, inline, param=param)
             declared = source.media_type if isinstance(source, Inline) else None
             data = (
                 source.data

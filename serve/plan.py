@@ -17,6 +17,7 @@ from guardrails.rails import check_input
 from guardrails.rules import Stage, Verdict
 from guardrails.templates import AnswerFormat, Template
 from serve import metrics, protocol
+from serve.body import Body
 from serve.engine import Prompt, PromptImage, Sampling, Turn
 from serve.errors import BadRequest, ContentFiltered, GuardFailed, NotFound, TooLarge
 from serve.images import Images, TakenImage
@@ -49,6 +50,7 @@ class Plan:
 async def make_plan(
     request: ChatCompletionRequest,
     *,
+    inline: Body,
     policy: Policy,
     principal: str,
     limits: Limits,
@@ -68,7 +70,7 @@ async def make_plan(
     template, answer_format = _choose_template(request)
     # A long text takes the rules some 100 ms, which streams beside it should not feel.
     texts, verdicts = await asyncio.to_thread(_checked_texts, request, policy)
-    taken = await _take_images(request, images)
+    taken = await _take_images(request, inline, images)
     turns = _conversation(request, texts, policy, template, answer_format, taken)
     return Plan(
         id=f"chatcmpl-{request_id}",
@@ -188,7 +190,7 @@ def _template_of_format(request: ChatCompletionRequest) -> Template | None:
 
 
 async def _take_images(
-    request: ChatCompletionRequest, images: Images
+    request: ChatCompletionRequest, inline: Body, images: Images
 ) -> dict[int, list[TakenImage]]:
     """The images of each message that has any, by its position; all are taken in at once.
 
@@ -198,7 +200,9 @@ async def _take_images(
     tasks = {
         position: [
             asyncio.ensure_future(
-                images.take(part.image_url.url, param=f"messages.{position}.content.{number}")
+                images.take(
+                    part.image_url.url, inline, param=f"messages.{position}.content.{number}"
+                )
             )
             for number, part in parts
         ]

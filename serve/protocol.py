@@ -7,6 +7,7 @@ Field names and meanings: OpenAI API reference, "Create chat completion".
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -21,6 +22,7 @@ from guardrails.answers import (
     Template,
 )
 from guardrails.rules import Action, Stage
+from serve.body import Body, split, whole
 from serve.errors import BadRequest
 
 
@@ -136,13 +138,30 @@ class ChatCompletionRequest(_Closed):
     store: bool | None = None
 
 
-def parse_request(body: bytes) -> ChatCompletionRequest:
-    """Reads a request body.
+def parse_request(body: bytes | bytearray) -> tuple[ChatCompletionRequest, Body]:
+    """Reads a request body: the request, and the inline images that its image parts refer to.
 
     Raises:
         BadRequest: not JSON, a field that is missing, unknown or of a wrong value; ``param`` is
             its path in OpenAI's notation, for example ``messages.0.content``.
     """
+    inline = split(body)
+    request = _validated(inline.json)
+    images = sum(isinstance(part, ImagePart) for part in _parts(request))
+    if images < len(inline.payloads):
+        # A data URL that is no image's: text, or a name. It is read as what it is.
+        inline = whole(body)
+        request = _validated(inline.json)
+    return request, inline
+
+
+def _parts(request: ChatCompletionRequest) -> Iterator[Part]:
+    for message in request.messages:
+        if not isinstance(message.content, str):
+            yield from message.content
+
+
+def _validated(body: bytes | bytearray) -> ChatCompletionRequest:
     try:
         return ChatCompletionRequest.model_validate_json(body)
     except ValidationError as error:

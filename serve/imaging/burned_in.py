@@ -24,11 +24,12 @@ OCR that was asked for and does not run stops the image, whatever the action.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
 from PIL import Image, ImageDraw
 
 from serve.errors import UnusableImage
@@ -314,13 +315,13 @@ def _black_regions(
     """Blacks out what lies outside of the scan, and the operator's boxes; how many rectangles."""
     count = 0
     if scans := scan_regions(header, image.size):
-        outside = Image.new("1", image.size, 1)
-        draw = ImageDraw.Draw(outside)
-        for box in scans:
-            draw.rectangle((box.left, box.top, box.right - 1, box.bottom - 1), fill=0)
-        if outside.histogram()[-1] >= _LEAST_SHARE * image.width * image.height:
-            image = image.copy()
-            image.paste(0 if image.mode == "L" else (0, 0, 0), mask=outside)
+        outside = np.ones((image.height, image.width), bool)
+        for left, top, right, bottom in scans:
+            outside[top:bottom, left:right] = False
+        if outside.mean() >= _LEAST_SHARE:
+            pixels = np.array(image)
+            pixels[outside] = 0
+            image = Image.fromarray(pixels)
             count = 1
     boxes = [
         inside
@@ -332,7 +333,9 @@ def _black_regions(
     return _blacked(image, boxes), count + len(boxes)
 
 
-def _blacked(image: Image.Image, boxes: Iterable[Box]) -> Image.Image:
+def _blacked(image: Image.Image, boxes: Sequence[Box]) -> Image.Image:
+    if not boxes:
+        return image
     image = image.copy()
     draw = ImageDraw.Draw(image)
     for box in boxes:

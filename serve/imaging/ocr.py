@@ -106,11 +106,37 @@ def find_text(image: Image.Image, *, timeout_s: float = 10.0) -> tuple[Box, ...]
     bright, dark = (
         (pixels, 255 - pixels) if pixels.ndim == 2 else (pixels.max(2), 255 - pixels.min(2))
     )
-    boxes: list[Box] = []
-    for plane in (bright, dark):
-        page = strokes(plane, max(_REACH, max(plane.shape) // _REACH_SHARE) | 1)
-        boxes += [whole(box, page < 128) for box in identifying(_read(page, timeout_s))]
-    return tuple(boxes)
+    pages = [strokes(plane, _reach(plane)) for plane in (bright, dark)]
+    readings = [_read(page, timeout_s) for page in pages]
+    return tuple(
+        whole(box, page < 128)
+        for page, words, others in zip(pages, readings, readings[::-1], strict=True)
+        for box in identifying(_unless_marked(words, others))
+    )
+
+
+def _unless_marked(words: list[Word], others: list[Word]) -> list[Word]:
+    """Drops what is read between the strokes of a marker: the same place in the wrong polarity.
+
+    Lone letters shield nothing: the holes of a name's letters can look like them.
+    """
+    markers = [
+        other.box
+        for other in others
+        if other.letters > 1 and other.confidence >= 70 and _clinical(other)
+    ]
+    return [word for word in words if not any(_mostly_in(word.box, box) for box in markers)]
+
+
+def _mostly_in(box: Box, other: Box) -> bool:
+    width = min(box.right, other.right) - max(box.left, other.left)
+    height = min(box.bottom, other.bottom) - max(box.top, other.top)
+    area = (box.right - box.left) * (box.bottom - box.top)
+    return width > 0 and height > 0 and width * height > 0.5 * area
+
+
+def _reach(plane: Plane) -> int:
+    return max(_REACH, int(max(plane.shape)) // _REACH_SHARE) | 1
 
 
 def identifying(words: Iterable[Word]) -> list[Box]:

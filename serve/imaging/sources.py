@@ -11,16 +11,19 @@ from __future__ import annotations
 
 import binascii
 import re
-from base64 import b64decode
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from pybase64 import b64decode
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from serve.body import Body
 from serve.errors import BadRequest, UnsupportedMedia
 from serve.imaging.windows import PRESETS
 
 DICOM: Final = "application/dicom"
+# Decoded at a time: the decoder holds Python's lock, and with it every stream of this replica.
+_BASE64_PIECE = 1 << 20  # characters, a multiple of four
 MEDIA_TYPES = ("image/png", "image/jpeg", DICOM)
 
 _PARAMETER = r"[a-z]{1,16}=[\w.+-]{1,32}"  # a value needs no escapes and no white space
@@ -103,8 +106,13 @@ class Instance:
 Source = Inline | Remote | Instance
 
 
-def parse(url: str, *, param: str) -> tuple[Source, Wanted]:
+def parse(url: str, inline: Body, *, param: str) -> tuple[Source, Wanted]:
     """Reads the URL of an image part. Fetches nothing.
+
+    Args:
+        url: as the client sent it, or with a reference in the place of its base64.
+        inline: what a reference stands for.
+        param: the request's part that an error names.
 
     Raises:
         BadRequest: no URL of these kinds, a parameter that is unknown or wrong, not base64.
@@ -112,7 +120,7 @@ def parse(url: str, *, param: str) -> tuple[Source, Wanted]:
     """
     scheme = url[:9].lower()
     if scheme.startswith("data:"):
-        return _data_url(url, param)
+        return _data_url(url, inline, param)
     if scheme.startswith("dicomweb:") and (match := _DICOMWEB.fullmatch(url)):
         study, series, instance, frame, query = match.groups()
         pairs = query.split("&") if query else []
@@ -129,7 +137,7 @@ def parse(url: str, *, param: str) -> tuple[Source, Wanted]:
     )
 
 
-def _data_url(url: str, param: str) -> tuple[Inline, Wanted]:
+def _data_url(url: str, inline: Body, param: str) -> tuple[Inline, Wanted]:
     match = _DATA_URL.match(url)
     if match is None:
         raise BadRequest(
@@ -146,12 +154,26 @@ def _data_url(url: str, param: str) -> tuple[Inline, Wanted]:
         )
     wanted = _wanted(match[2].split(";")[1:], param)
     try:
-        data = b64decode(url[match.end() :], validate=True)
+        data = _base64(url[match.end() :], inline)
     except (binascii.Error, ValueError):
         raise BadRequest(
             "The image's data URL is not valid base64.", param=param, code="invalid_base64"
         ) from None
     return Inline(media_type, data), wanted
+
+
+def _base64(text: str, inline: Body) -> bytes:
+    """Decodes strictly: no white space, nothing missing, nothing after the padding (RFC 4648 3)."""
+    payload = inline.payload(text)
+    if payload is None:
+        payload = memoryview(text.encode("ascii"))
+    pieces = []
+    for start in range(0, len(payload), _BASE64_PIECE):
+        piece = payload[start : start + _BASE64_PIECE]
+        if bytes(piece[-1:]) == b"=" and start + len(piece) < len(payload):
+            raise ValueError("padding in the middle")
+        pieces.append(b64decode(piece, validate=True))
+    return b"".join(pieces)
 
 
 def _wanted(pairs: list[str], param: str) -> Wanted:

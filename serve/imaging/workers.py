@@ -14,6 +14,7 @@ import multiprocessing
 import os
 import resource
 import signal
+import time
 import warnings
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -36,12 +37,18 @@ class Workers:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["serve.imaging.intake"])
         self._timeout_s = timeout_s
+        self._workers = workers
         self._pool = ProcessPool(
             max_workers=workers,
             context=context,
             initializer=_enter,
             initargs=(memory_mib << 20, os.getpid()),
         )
+
+    def warm_up(self) -> None:
+        """Starts all processes now, and waits for them: the first image does not have to."""
+        for future in [self.submit(time.sleep, 0.05) for _ in range(2 * self._workers)]:
+            future.result()
 
     def submit(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Has ``work`` done in one of the processes; see ``failure`` for what it may raise."""

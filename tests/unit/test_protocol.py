@@ -29,7 +29,7 @@ FORBIDDEN = [
 
 
 def _parse(**fields: Any) -> ChatCompletionRequest:
-    return parse_request(json.dumps(MINIMAL | fields).encode())
+    return parse_request(json.dumps(MINIMAL | fields).encode())[0]
 
 
 def _refusal(**fields: Any) -> BadRequest:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import pydicom
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from pydicom.data import get_testdata_file
@@ -97,10 +97,13 @@ def test_noise_is_not_read(deviation: int) -> None:
     assert find_text(Image.fromarray(noise.clip(0, 255).astype(np.uint8))) == ()
 
 
-@pytest.mark.parametrize("marker", ["L", "R", "LEFT", "PA ERECT", "AP PORTABLE", "SUPINE"])
-def test_markers_of_side_and_projection_are_left_alone(marker: str) -> None:
+@pytest.mark.parametrize("size", [14, 28, 40])
+@pytest.mark.parametrize(
+    "marker", ["L", "R", "LEFT", "RIGHT", "PA ERECT", "AP PORTABLE", "AP SUPINE", "LAT", "R MLO"]
+)
+def test_markers_of_side_and_projection_are_left_alone(marker: str, size: int) -> None:
     image = chest(512)
-    write(image, "top left", marker, 28)
+    write(image, "top left", marker, size)
     assert find_text(image) == ()
 
 
@@ -143,10 +146,20 @@ def test_what_anatomy_is_misread_as_does_not_count(unlikely: Word) -> None:
     assert identifying([unlikely]) == []
 
 
+def test_a_marker_shields_its_place_in_the_other_polarity_and_a_lone_letter_does_not() -> None:
+    place = Box(0, 0, 60, 12)
+    hole = [word("rect", 88, box=Box(1, 0, 59, 12))]
+    assert ocr._unless_marked(hole, [word("ERECT", 95, box=place)]) == []
+    assert ocr._unless_marked(hole, [word("L", 95, box=place)]) == hole
+    assert ocr._unless_marked(hole, [word("ERECT", 20, box=place)]) == hole
+    assert ocr._unless_marked(hole, [word("Erich", 95, box=place)]) == hole
+
+
 def test_a_word_does_not_show_itself() -> None:
     assert "Smith" not in repr(word("Smith", 96))
 
 
+@settings(deadline=None)  # the first call warms up
 @given(st.integers(0, 2**32 - 1), st.sampled_from([3, 9, 13, 25]))
 def test_strokes_are_what_a_top_hat_by_pillows_rank_filters_leaves(seed: int, reach: int) -> None:
     rng = np.random.default_rng(seed)

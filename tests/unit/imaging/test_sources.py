@@ -8,10 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from serve.body import whole
 from serve.errors import ApiError, BadRequest, UnsupportedMedia
-from serve.imaging.sources import Inline, Instance, Remote, Wanted, parse
+from serve.imaging import sources
+from serve.imaging.sources import Inline, Instance, Remote, Source, Wanted
 
 DATA = base64.b64encode(b"bytes").decode()
+
+
+def parse(url: str, *, param: str) -> tuple[Source, Wanted]:
+    return sources.parse(url, whole(b""), param=param)
 
 
 def code(url: str) -> str:
@@ -124,6 +130,18 @@ def test_other_media_types_and_none_are_refused(media_type: str) -> None:
 )
 def test_base64_with_white_space_or_errors_is_refused(text: str) -> None:
     assert code("data:image/png;base64," + text) == "invalid_base64"
+
+
+@pytest.mark.parametrize("size", [786_433, 1_600_000, 3_000_000])
+def test_long_base64_is_decoded_piece_by_piece_and_as_strictly(size: int) -> None:
+    text = base64.b64encode(bytes(size)).decode()
+    source, _ = parse(f"data:image/png;base64,{text}", param="p")
+    assert source == Inline("image/png", bytes(size))
+    for place in (1 << 20, 700_000):
+        for bad in ("=", " ", "\n", "é"):
+            wrong = text[: place - 1] + bad + text[place:]
+            assert code(f"data:image/png;base64,{wrong}") == "invalid_base64"
+    assert code(f"data:image/png;base64,{text[:-1]}") == "invalid_base64"
 
 
 @given(st.text(max_size=200))
