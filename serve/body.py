@@ -1,9 +1,9 @@
 """Takes inline images out of a request body before anything reads it as JSON.
 
-An image is megabytes of base64 in one JSON string. Parsed as such, it is scanned for escapes, decoded
-from UTF-8, copied into a string, and encoded again, all of which holds Python's lock, and with it
-every stream of this replica. Here it stays where it is: the JSON parser sees a short reference in its
-place, and the base64 decoder sees the bytes themselves.
+An image is megabytes of base64 in one JSON string. Parsed as such, it is scanned for escapes,
+checked as UTF-8, copied into a string, and encoded again, all of which holds Python's lock, and
+with it every stream of this replica. Here it stays where it is: the JSON parser sees a short
+reference in its place, and the base64 decoder sees the bytes themselves.
 """
 
 from __future__ import annotations

@@ -41,6 +41,17 @@ IMAGE_SECONDS = Histogram(
     buckets=(0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20),
 )
 
+LOOP_LAG = Histogram(
+    "llava_med_event_loop_lag_seconds",
+    "How late the replica's event loop ran for reasons of its own process.",
+    buckets=(0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5),
+)
+
+
+def loop_late(seconds: float) -> None:
+    """Records one look at the event loop."""
+    LOOP_LAG.observe(seconds)
+
 
 def image_taken(kind: str, seconds: float) -> None:
     """Counts an image that goes to the model."""

@@ -24,7 +24,7 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOu
 
 from guardrails import policy
 from guardrails.policy import Policy
-from serve import loopback, metrics
+from serve import loop_lag, loopback, metrics
 from serve.edge import build_edge
 from serve.engine import Output, Prompt, Sampling, Step
 from serve.errors import BadRequest, ContextTooLong, Overloaded, Unavailable
@@ -216,6 +216,7 @@ class LlavaMedServer(LLMServer):  # type: ignore[misc]
 
     async def __serve_build_asgi_app__(self) -> ASGIApp:
         """Our edge in place of vLLM's app; only after the engine has generated a token."""
+        self._loop_watch = asyncio.create_task(loop_lag.watch())
         engine = VllmEngine(self.engine._engine_client)  # noqa: SLF001  # Ray offers no other way to it
         await generate_one_token(engine)
         return build_edge(engine, self._settings, self._policy_in_force, self._images)

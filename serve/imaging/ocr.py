@@ -3,8 +3,8 @@
 Burned-in text is thin, and far brighter or far darker than what it lies on. A morphological top-hat
 (Serra 1982; Gonzalez & Woods, "Digital Image Processing", 9.6) keeps just that: strokes stay,
 anatomy goes. What is left is a clean page, which tesseract reads in its sparse-text mode, once for
-bright strokes and once for dark ones. On a chest as it is, tesseract's own binarisation finds text
-over the lungs and misses most of that over the mediastinum and the edges (docs/imaging.md).
+bright strokes and once for dark ones. Given a drawn chest as it is, tesseract misses nine in ten
+white words of 20 pixels, and none after this (docs/imaging.md).
 
 Laterality and projection markers (L, R, AP, PORTABLE, ...) are clinical, and identify nobody: they
 are left alone.

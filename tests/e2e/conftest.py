@@ -7,6 +7,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import pytest
 from openai import OpenAI
 
 from guardrails import policy
+from tests.orthanc import Orthanc, orthanc
 from tests.running import NotReadyError, free_port, start, wait_ready
 
 
@@ -28,6 +30,7 @@ class Stack:
     process: subprocess.Popen[bytes]
     log: Path
     policy: Path
+    pacs: Orthanc | None
     ready_s: float
 
     def openai(self, **options: object) -> OpenAI:
@@ -47,7 +50,28 @@ class Stack:
 
 
 @pytest.fixture(scope="session")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+def pacs() -> Iterator[Orthanc | None]:
+    """A real PACS; None where Orthanc is not installed, outside of CI."""
+    with ExitStack() as running:
+        try:
+            yield running.enter_context(orthanc())
+        except pytest.skip.Exception:
+            yield None
+
+
+def _settings(pacs: Orthanc | None) -> dict[str, str]:
+    if pacs is None:
+        return {}
+    prefix = "LLAVA_MED_IMAGING__DICOMWEB__"
+    return {
+        f"{prefix}URL": pacs.dicomweb,
+        f"{prefix}USERNAME": pacs.username,
+        f"{prefix}PASSWORD": pacs.password,
+    }
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory, pacs: Orthanc | None) -> Iterator[Stack]:
     folder = tmp_path_factory.mktemp("stack")
     port, key, log = free_port(), secrets.token_urlsafe(24), folder / "up.log"
     rules = folder / "policy.yaml"
@@ -60,6 +84,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         str(rules),
         LLAVA_MED_API_KEY=key,
         LLAVA_MED_STATE_DIR=str(folder / "state"),
+        **_settings(pacs),
     )
     url = f"http://127.0.0.1:{port}"
     try:
@@ -67,7 +92,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
             wait_ready(f"{url}/ready", process, log)
         except NotReadyError as error:
             pytest.exit(f"the service did not start: {error}", returncode=1)
-        yield Stack(url, key, port, process, log, rules, time.monotonic() - started)
+        yield Stack(url, key, port, process, log, rules, pacs, time.monotonic() - started)
     finally:
         process.send_signal(signal.SIGINT)
         process.wait(60)

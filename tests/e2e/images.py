@@ -23,10 +23,21 @@ def part(image: Image.Image, kind: str = "PNG") -> dict[str, Any]:
     return {"type": "image_url", "image_url": {"url": data_url(image, kind)}}
 
 
+def file_part(data: bytes, media_type: str, **parameters: object) -> dict[str, Any]:
+    """A file as it is, with parameters of the image: window, center, width, frame, role."""
+    head = "".join(f";{name}={value}" for name, value in parameters.items())
+    url = f"data:{media_type}{head};base64,{base64.b64encode(data).decode()}"
+    return {"type": "image_url", "image_url": {"url": url}}
+
+
+def message(question: str, *parts: dict[str, Any]) -> list[dict[str, Any]]:
+    """A user message: parts, then the question."""
+    return [{"role": "user", "content": [*parts, {"type": "text", "text": question}]}]
+
+
 def ask(question: str, *images: Image.Image) -> list[dict[str, Any]]:
     """A user message: images, then the question."""
-    parts = [*map(part, images), {"type": "text", "text": question}]
-    return [{"role": "user", "content": parts}]
+    return message(question, *map(part, images))
 
 
 def noise(seed: int, size: tuple[int, int] = (512, 400)) -> Image.Image:

@@ -86,7 +86,7 @@ def test_a_drawn_chest_has_no_text(seed: int) -> None:
 
 @pytest.mark.parametrize("name", ["693_J2KI.dcm", "CT_small.dcm", "MR_small.dcm"])
 def test_a_real_slice_without_text_has_none(name: str) -> None:
-    values = pydicom.dcmread(get_testdata_file(name)).pixel_array.astype(float)
+    values = pydicom.dcmread(str(get_testdata_file(name))).pixel_array.astype(float)
     grey = (values - values.min()) / np.ptp(values) * 255
     assert find_text(Image.fromarray(grey.astype(np.uint8))) == ()
 
@@ -108,7 +108,7 @@ def test_markers_of_side_and_projection_are_left_alone(marker: str, size: int) -
 
 
 def test_a_real_ultrasound_frame_gives_up_its_hospital() -> None:
-    frame = pydicom.dcmread(get_testdata_file("examples_rgb_color.dcm")).pixel_array
+    frame = pydicom.dcmread(str(get_testdata_file("examples_rgb_color.dcm"))).pixel_array
     hospital = Box(7, 12, 81, 20)  # "BAPTIST MED CTR"
     assert covered(hospital, find_text(Image.fromarray(frame))) > 0.9
 

@@ -1,0 +1,1 @@
+"""``llava-med deidentify``: a folder of DICOM, PNG and JPEG files as bare PNGs, with a report."""
