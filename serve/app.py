@@ -56,17 +56,8 @@ def build_app(settings: Settings, policy_text: str) -> Application:
 
 def image_rules(settings: Settings, model: Path) -> Rules:
     """What holds for every image: the settings, and the size that the checkpoint was trained at."""
-    imaging = settings.imaging
     processor = json.loads((model / "preprocessor_config.json").read_text())
-    return Rules(
-        side=int(processor["size"]["shortest_edge"]),
-        max_pixels=settings.limits.max_image_pixels,
-        max_frames=imaging.max_frames,
-        burned_in=imaging.burned_in,
-        ocr=imaging.ocr,
-        known_regions=imaging.known_regions,
-        uid_key=imaging.uid_key.get_secret_value().encode() if imaging.uid_key else b"",
-    )
+    return Rules.of(settings, side=int(processor["size"]["shortest_edge"]))
 
 
 def _digest(settings: Settings) -> str:

@@ -8,6 +8,7 @@ loop. What goes back is small, the square that the model sees.
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from ray.serve.handle import DeploymentHandle
 
 from serve import loopback
 from serve.errors import ApiError, Overloaded, Unavailable
-from serve.imaging.intake import Prepared, Rules, prepare
+from serve.imaging.intake import Prepared, Rules, prepare, ready
 from serve.imaging.sources import Wanted
 from serve.imaging.workers import Workers
 from serve.settings import Settings
@@ -41,7 +42,7 @@ class ImageIntake:
             timeout_s=settings.imaging.timeout_s,
             memory_mib=settings.imaging.worker_memory_mib,
         )
-        self._workers.warm_up()
+        self._workers.warm_up(partial(ready, rules))
 
     async def prepare(
         self, encoded: list[ray.ObjectRef[Any]], declared: str | None, wanted: Wanted

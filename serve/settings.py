@@ -60,7 +60,8 @@ class Fetch(BaseModel):
 
     allowed_hosts: tuple[str, ...] = Field(
         default=(),
-        description="Host names that image URLs may name. None: remote URLs are refused.",
+        description="Hosts that image URLs may name: `host` (port 443) or `host:port`, no "
+        "wildcards, no IP addresses. None: remote URLs are refused.",
     )
     private_addresses: bool = Field(
         default=False,
@@ -86,8 +87,8 @@ class Dicomweb(BaseModel):
     url: str | None = Field(
         default=None,
         pattern=r"^https?://[^/?#@\s]+(/[^?#@\s]*)?$",
-        description="DICOMweb root, for example `https://pacs.internal/dicom-web`. Default: none, "
-        "and references are refused.",
+        description="DICOMweb root, for example `https://pacs.internal/dicom-web`; http sends "
+        "credentials in clear. Default: none, and references are refused.",
     )
     username: str | None = Field(default=None, description="For Basic authentication.")
     password: SecretStr | None = Field(default=None, description="For Basic authentication.")
@@ -109,8 +110,8 @@ class Imaging(BaseModel):
     )
     ocr: bool = Field(
         default=False,
-        description="Look for text in every image with tesseract, which must be installed "
-        "(docs/imaging.md has what it costs).",
+        description="Look for text in every image, with tesseract (the extra `ocr` and its English "
+        "language data). docs/imaging.md has what it costs.",
     )
     known_regions: tuple[KnownRegion, ...] = Field(
         default=(),

@@ -63,7 +63,7 @@ REMARKS = {
     "dicomdirtests/77654033/CR3/6278": _WHOLE,
     "SC_ybr_full_422_uncompressed.dcm": "rounding of the conversion from YBR",
     "examples_palette.dcm": "dcmtk drops the lower byte of 16-bit entries; we round",
-    "SC_rgb_jpeg.dcm": "dcmtk cannot read it: implicit VR where its file meta information says explicit",
+    "SC_rgb_jpeg.dcm": "dcmtk cannot read it: says explicit VR, is implicit; as its twin `_dcmd`",
     "GDCMJ2K_TextGBR.dcm": "Pillow takes its data for broken",
     "badVR.dcm": "NumberOfFrames is `1A`: refused; dcmtk takes the first frame",
     "JPEG2000-embedded-sequence-delimiter.dcm": "refused: its codestream was overwritten",

@@ -252,7 +252,6 @@ def handle(
     *,
     action: Action,
     ocr: bool,
-    param: str = "",
     known: tuple[KnownRegion, ...] = (),
     ocr_timeout_s: float = 10.0,
 ) -> tuple[Image.Image, BurnedIn]:
@@ -263,7 +262,6 @@ def handle(
         header: the DICOM header, or None for PNG and JPEG.
         action: what the operator wants done.
         ocr: whether to read the pixels.
-        param: the request's part that an error names.
         known: the operator's table of regions to black out.
         ocr_timeout_s: for one reading of one polarity.
 
@@ -273,13 +271,13 @@ def handle(
     """
     evidence = suspects(header)
     if evidence and (action == "refuse" or (action == "mask" and Evidence.FACE in evidence)):
-        raise _refusal(evidence, param)
+        raise _refusal(evidence)
     if action == "mask":
-        return _masked(image, header, evidence, ocr, param, known, ocr_timeout_s)
+        return _masked(image, header, evidence, ocr, known, ocr_timeout_s)
     if ocr and reader.find_text(image, timeout_s=ocr_timeout_s):
         evidence = (*evidence, Evidence.TEXT_FOUND)
         if action == "refuse":
-            raise _refusal(evidence, param)
+            raise _refusal(evidence)
     return image, BurnedIn(evidence, "flagged" if evidence else "none")
 
 
@@ -288,13 +286,12 @@ def _masked(
     header: pydicom.Dataset | None,
     evidence: tuple[Evidence, ...],
     ocr: bool,
-    param: str,
     known: tuple[KnownRegion, ...],
     ocr_timeout_s: float,
 ) -> tuple[Image.Image, BurnedIn]:
     image, boxes = _black_regions(image, header, known)
     if evidence and not boxes and not ocr:
-        raise _refusal(evidence, param)
+        raise _refusal(evidence)
     for reading in range(_READINGS if ocr else 0):
         found = reader.find_text(image, timeout_s=ocr_timeout_s)
         if not found:
@@ -302,7 +299,7 @@ def _masked(
         if reading == 0:
             evidence = (*evidence, Evidence.TEXT_FOUND)
         if reading == _READINGS - 1:
-            raise _refusal(evidence, param)
+            raise _refusal(evidence)
         image = _blacked(image, found)
         boxes += len(found)
     done: Literal["none", "masked", "flagged"] = "flagged" if evidence else "none"
@@ -343,12 +340,11 @@ def _blacked(image: Image.Image, boxes: Sequence[Box]) -> Image.Image:
     return image
 
 
-def _refusal(evidence: tuple[Evidence, ...], param: str) -> UnusableImage:
+def _refusal(evidence: tuple[Evidence, ...]) -> UnusableImage:
     return UnusableImage(
         f"The image may say in its pixels who the patient is ({', '.join(evidence)}). Send one "
         "without text or faces. The operator decides what happens to such images "
         "(imaging.burned_in), can have text looked for and blacked out (imaging.ocr), and can name "
         "the regions where a device writes.",
-        param=param,
         code="burned_in_annotation",
     )

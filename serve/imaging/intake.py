@@ -15,12 +15,13 @@ from PIL import Image
 from pydicom.dataset import Dataset
 
 from serve.errors import BadRequest, UnsupportedMedia, UnusableImage
-from serve.imaging import dicom, raster
+from serve.imaging import dicom, ocr, raster
 from serve.imaging.burned_in import BurnedIn, handle
 from serve.imaging.grey import Windowing
 from serve.imaging.regions import KnownRegion
 from serve.imaging.sources import DICOM, Wanted
 from serve.imaging.square import to_square, with_square_pixels
+from serve.settings import Settings
 
 MediaType = Literal["image/png", "image/jpeg", "application/dicom"]
 
@@ -43,6 +44,23 @@ class Rules:
     ocr: bool
     known_regions: tuple[KnownRegion, ...]
     uid_key: bytes
+    ocr_timeout_s: float = 5.0  # for one reading of one polarity
+
+    @classmethod
+    def of(cls, settings: Settings, *, side: int) -> Rules:
+        """The operator's; ``side`` is the checkpoint's."""
+        imaging = settings.imaging
+        return cls(
+            side=side,
+            max_pixels=settings.limits.max_image_pixels,
+            max_frames=imaging.max_frames,
+            burned_in=imaging.burned_in,
+            ocr=imaging.ocr,
+            # Two polarities, and again after masking: all of it within an image's time.
+            ocr_timeout_s=imaging.timeout_s / 4,
+            known_regions=imaging.known_regions,
+            uid_key=imaging.uid_key.get_secret_value().encode() if imaging.uid_key else b"",
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +144,12 @@ def decode(data: bytes, declared: str | None, wanted: Wanted, rules: Rules) -> D
         kind: raster.Kind = "PNG" if media_type == "image/png" else "JPEG"
         image = raster.decode(data, kind, max_pixels=rules.max_pixels)
     image, burned_in = handle(
-        image, header, action=rules.burned_in, ocr=rules.ocr, known=rules.known_regions
+        image,
+        header,
+        action=rules.burned_in,
+        ocr=rules.ocr,
+        known=rules.known_regions,
+        ocr_timeout_s=rules.ocr_timeout_s,
     )
     if rendered:
         image = with_square_pixels(image, rendered.aspect, max_pixels=rules.max_pixels)
@@ -153,6 +176,16 @@ def prepare(data: bytes, declared: str | None, wanted: Wanted, rules: Rules) -> 
         windowing=rendered.windowing if rendered else None,
         instance=instance_hash(rendered.header, rules.uid_key) if rendered else None,
     )
+
+
+def ready(rules: Rules) -> None:
+    """Loads what the first image would wait for.
+
+    Raises:
+        Unavailable: OCR is wanted and tesseract or its language data is not there.
+    """
+    if rules.ocr:
+        ocr.find_text(Image.new("L", (64, 64)), timeout_s=rules.ocr_timeout_s)
 
 
 def instance_hash(header: Dataset, key: bytes) -> str | None:

@@ -45,9 +45,13 @@ class Workers:
             initargs=(memory_mib << 20, os.getpid()),
         )
 
-    def warm_up(self) -> None:
-        """Starts all processes now, and waits for them: the first image does not have to."""
-        for future in [self.submit(time.sleep, 0.05) for _ in range(2 * self._workers)]:
+    def warm_up(self, work: Callable[[], object] = int) -> None:
+        """Starts all processes now and has each do ``work``: the first image need not wait.
+
+        Raises:
+            Exception: what ``work`` raised.
+        """
+        for future in [self.submit(_slowly, work) for _ in range(self._workers)]:
             future.result()
 
     def submit(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
@@ -72,6 +76,12 @@ class Workers:
         """Ends the processes at once."""
         self._pool.stop()
         self._pool.join()
+
+
+def _slowly(work: Callable[[], object]) -> None:
+    """So that of as many pieces of work as there are processes, none gets two."""
+    work()
+    time.sleep(0.2)
 
 
 def failure(error: Exception) -> Exception:

@@ -87,7 +87,7 @@ def measure(side: int, rounds: int) -> dict[str, float]:
             hits += [covered(box, found, page.size) for box in boxes]
             started = time.perf_counter()
             try:
-                handle(page, None, action="mask", ocr=True, param="image")
+                handle(page, None, action="mask", ocr=True)
             except UnusableImage:
                 refused += 1
             mask_ms.append(1000 * (time.perf_counter() - started))

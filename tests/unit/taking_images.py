@@ -7,17 +7,9 @@ import asyncio
 from serve.images import Images
 from serve.imaging.intake import Prepared, Rules, prepare
 from serve.imaging.sources import Wanted
-from serve.settings import Settings
+from serve.settings import Settings, load
 
-RULES = Rules(
-    side=336,
-    max_pixels=50_000_000,
-    max_frames=100,
-    burned_in="mask",
-    ocr=False,
-    known_regions=(),
-    uid_key=b"a key for unit tests",
-)
+RULES = Rules.of(load(imaging={"uid_key": "a key for unit tests"}), side=336)
 
 
 class InThread:

@@ -63,7 +63,7 @@ def scan(mode: str = "L", *, named: bool = False) -> Image.Image:
 def run(image: Image.Image, of: Dataset | None, action: Any, **options: Any) -> Any:
     """What ``handle`` did, in one word, and the image it left."""
     try:
-        left, done = handle(image, of, action=action, param="image", **{"ocr": False, **options})
+        left, done = handle(image, of, action=action, **{"ocr": False, **options})
     except UnusableImage as refusal:
         assert refusal.code == "burned_in_annotation"
         return "refused", None
@@ -167,8 +167,8 @@ def test_the_table_has_a_row_for_every_kind_of_evidence_and_each_says_what_it_me
 def test_a_refusal_names_the_evidence_and_nothing_of_the_image() -> None:
     secret = header(BurnedInAnnotation="YES", SeriesDescription="Okonkwo SAVE", PatientID="4711")
     with pytest.raises(UnusableImage) as refusal:
-        handle(scan(), secret, action="refuse", ocr=False, param="messages[0]")
-    assert (refusal.value.status, refusal.value.param) == (422, "messages[0]")
+        handle(scan(), secret, action="refuse", ocr=False)
+    assert refusal.value.status == 422
     assert "declared, screen_save" in refusal.value.message
     assert "Okonkwo" not in refusal.value.message
     assert "4711" not in refusal.value.message
@@ -228,7 +228,7 @@ def test_a_face_is_not_masked_but_refused(with_ocr: bool) -> None:
 
 @pytest.mark.parametrize("mode", ["L", "RGB"])
 def test_a_png_with_a_name_leaves_without_it(mode: str) -> None:
-    left, done = handle(scan(mode, named=True), None, action="mask", ocr=True, param="image")
+    left, done = handle(scan(mode, named=True), None, action="mask", ocr=True)
     assert done.action == "masked"
     assert done.evidence == (Evidence.TEXT_FOUND,)
     assert done.boxes >= 2
@@ -241,7 +241,7 @@ def test_a_png_with_a_name_leaves_without_it(mode: str) -> None:
 def test_masking_leaves_the_side_marker() -> None:
     image = scan(named=True)
     ImageDraw.Draw(image).text((470, 6), "L", 255, ImageFont.load_default(30))
-    left, done = handle(image, None, action="mask", ocr=True, param="image")
+    left, done = handle(image, None, action="mask", ocr=True)
     assert done.action == "masked"
     marker = (465, 0, 512, 45)
     assert left.crop(marker).tobytes() == image.crop(marker).tobytes()
@@ -258,7 +258,7 @@ def test_what_stays_legible_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_real_ultrasound_frames_leave_without_legible_text(name: str) -> None:
     dataset = pydicom.dcmread(str(get_testdata_file(name)))
     frame = pixel_array(dataset, index=0)
-    left, done = handle(Image.fromarray(frame), dataset, action="mask", ocr=True, param="image")
+    left, done = handle(Image.fromarray(frame), dataset, action="mask", ocr=True)
     assert done.action == "masked"
     assert ocr.find_text(left) == ()
 
@@ -274,7 +274,6 @@ def test_all_outside_of_the_scan_regions_is_black_and_all_inside_is_as_it_was(mo
         ultrasound((10, 50, 200, 300), (190, 20, 400, 90)),
         action="mask",
         ocr=False,
-        param="",
     )
     assert done == BurnedIn((Evidence.WRITING_MODALITY,), "masked", 1)
     inside = np.zeros((512, 512), bool)
