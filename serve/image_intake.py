@@ -37,6 +37,10 @@ class ImageIntake:
         if loopback.is_loopback(settings.host):
             loopback.pin_replica_grpc()
         self._rules = rules
+        self._stuck = False
+        # At most one other image is in front (max_ongoing_requests): both have timeout_s, and
+        # a new process its time to start.
+        self._patience_s = 2 * settings.imaging.timeout_s + 5
         self._workers = Workers(
             workers=settings.imaging.workers,
             timeout_s=settings.imaging.timeout_s,
@@ -54,20 +58,31 @@ class ImageIntake:
             declared: the media type that the client gave, if it gave one.
             wanted: what the client asks of the image.
         """
-        data = await encoded[0]
+        data: np.ndarray = await encoded[0]
         try:
-            return await self._workers.run(_prepare, data, declared, wanted, self._rules)
+            async with asyncio.timeout(self._patience_s):
+                # What a process runs is importable without Ray, which takes a second to import.
+                file = data.tobytes()
+                return await self._workers.run(prepare, file, declared, wanted, self._rules)
         except ApiError as error:
             return error
+        except TimeoutError:
+            self._stuck = True
+            return _unavailable()
+
+    async def check_health(self) -> None:
+        """Ray asks now and then, and replaces a replica that raises.
+
+        Raises:
+            RuntimeError: images came in and nothing came out.
+        """
+        if self._stuck:
+            raise RuntimeError("the decoding processes do not answer")
 
     def __del__(self) -> None:
         """Ray calls this when it ends the replica."""
         if hasattr(self, "_workers"):
             self._workers.stop()
-
-
-def _prepare(data: np.ndarray, declared: str | None, wanted: Wanted, rules: Rules) -> Prepared:
-    return prepare(data.tobytes(), declared, wanted, rules)
 
 
 def build_image_intake(settings: Settings, rules: Rules) -> Application:
@@ -112,10 +127,14 @@ class ImageIntakeClient:
         except BackPressureError:
             raise Overloaded("Too many images wait to be decoded. Try again.") from None
         except (RayServeException, ray.exceptions.RayError) as error:
-            raise Unavailable("Images cannot be decoded now.", code="intake_unavailable") from error
+            raise _unavailable() from error
         finally:
             self._in_flight -= len(data)
         if isinstance(answer, ApiError):
             raise answer
         prepared: Prepared = answer
         return prepared
+
+
+def _unavailable() -> Unavailable:
+    return Unavailable("Images cannot be decoded now.", code="intake_unavailable")

@@ -15,9 +15,9 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from PIL import Image
+from pydicom import dcmread
 
 from serve.errors import ApiError, BadRequest, TooLarge, UnusableImage
-from serve.imaging import ocr as reader
 from serve.imaging.intake import Decoded, Rules, decode, sniff
 from serve.imaging.sources import DICOM, Wanted
 from serve.imaging.square import to_square
@@ -97,8 +97,11 @@ def convert(entry: Entry, frame: int | None, job: Job, temporary: str) -> Row:
     try:
         decoded = _decode(data, row, job)
     except ApiError as error:
-        outcome: Outcome = "skipped" if error.code == "not_an_image" else "failed"
-        return _ended(row, started, outcome, error.code)
+        if error.code != "not_an_image":
+            return _ended(row, started, "failed", error.code)
+        if _should_have_pixels(data):
+            return _ended(row, started, "failed", UnusableImage.code)
+        return _ended(row, started, "skipped", error.code)
     image = to_square(decoded.image, job.rules.side) if job.square else decoded.image
     png = _png(image)
     try:
@@ -153,6 +156,19 @@ def _decode(data: bytes, row: Row, job: Job) -> Decoded:
         return decoded
 
 
+def _should_have_pixels(data: bytes) -> bool:
+    """Whether a DICOM file without pixels was an image once: a transfer that broke off, mostly.
+
+    pydicom reads such a file up to its end without complaint.
+    """
+    try:
+        header = dcmread(io.BytesIO(data), specific_tags=["Rows"], stop_before_pixels=True)
+        sop_class = header.file_meta.MediaStorageSOPClassUID.name
+    except Exception:  # unreadable: nobody can say that it is none
+        return True
+    return "Rows" in header or "Image" in sop_class
+
+
 def _png(image: Image.Image) -> bytes:
     # A fresh image has pixels alone: no info that Pillow would write into chunks of their own.
     bare = Image.frombytes(image.mode, image.size, image.tobytes())
@@ -183,12 +199,3 @@ def _described(row: Row, image: Image.Image, decoded: Decoded) -> Row:
         window_width=windowing.width,
         window_origin=windowing.origin,
     )
-
-
-def find_text_once() -> None:
-    """Has tesseract read an empty page: tells before the run whether it is there.
-
-    Raises:
-        Unavailable: it is not.
-    """
-    reader.find_text(Image.new("L", (64, 64)))

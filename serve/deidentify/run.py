@@ -16,17 +16,20 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, Future
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from multiprocessing import resource_tracker
 from pathlib import Path
 
-from serve.deidentify.one import Entry, Job, Row, convert, find_text_once
+from serve.deidentify.one import Entry, Job, Row, convert
 from serve.errors import ApiError, InternalError
+from serve.imaging.intake import ready
 from serve.imaging.workers import Workers, failure
 from serve.settings import Imaging
 
 PARTIAL = ".partial"  # folder inside OUT, for files that are being written
 _POLL_S = 0.1  # how long a signal waits
 _NO_PROCESSES = "the decoding processes do not run; imaging.worker_memory_mib may be too little"
+_NO_OCR = "tesseract does not run here; docs/imaging.md has what imaging.ocr and --ocr need"
 
 
 class CannotRunError(Exception):
@@ -80,18 +83,16 @@ def processes(job: Job, imaging: Imaging, *, workers: int) -> Iterator[Workers]:
     pool = Workers(
         workers=workers, timeout_s=imaging.timeout_s, memory_mib=imaging.worker_memory_mib
     )
-    # Without the last two, each process would import the command line's modules for itself.
+    # Without the last two here, each process would import the command line's modules for itself.
     multiprocessing.forkserver.set_forkserver_preload(
         ["serve.imaging.intake", "serve.deidentify.one", "serve.__main__"]
     )
     try:
         with _ctrl_c_kept_from_children():
-            pool.warm_up()
-            if job.rules.ocr:
-                pool.submit(find_text_once).result()
+            pool.warm_up(partial(ready, job.rules))
     except Exception as error:
         pool.stop()
-        reason = error.message if isinstance(error, ApiError) else _NO_PROCESSES
+        reason = _NO_OCR if isinstance(error, ApiError) else _NO_PROCESSES
         raise CannotRunError(reason) from None
     try:
         yield pool
@@ -130,7 +131,7 @@ def run(
 
     Args:
         entries: from ``find``.
-        out: from ``open_out``.
+        out: the folder, from ``opened``.
         job: what is wanted.
         workers: from ``processes``.
         window: how many images to submit at once.

@@ -16,6 +16,7 @@ installed: the decoder is always named. Measured in docs/imaging.md.
 from __future__ import annotations
 
 import struct
+import sys
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 PLUGIN = "imagecodecs"
 # Threads of one JPEG 2000 decoding; its tiles and code blocks are independent of each other.
 J2K_THREADS = 2
+_END = b"\xff\xd9"  # EOI (T.81 B.1.1.3), EOC (T.800 A.4.4)
 
 _JPEG = (
     uid.JPEGBaseline8Bit,
@@ -117,19 +119,23 @@ def decode_with_imagecodecs(source: bytes, runner: DecodeRunner) -> memoryview:
     """Decompresses a frame; pydicom's protocol. Tells ``runner`` what came out.
 
     Raises:
-        UnusableImage: the codestream's size is not Rows x Columns. Checked before decoding.
+        UnusableImage: the codestream's size is not Rows x Columns (checked before decoding), or
+            part of it is missing.
     """
     import imagecodecs  # 20 ms, which only those pay who need it
 
     syntax = runner.transfer_syntax
     if codestream_size(source) != (runner.rows, runner.columns):
         raise UnusableImage("The DICOM file's image is not as large as its header says.")
+    if syntax in (*_JPEG, *_HTJ2K) and not source.rstrip(b"\0").endswith(_END):
+        # Cut short, these decode without complaint: what is missing is grey, or black.
+        raise UnusableImage("The DICOM file's image data is incomplete.")
     if syntax in _JPEG:
         array = _jpeg(source, runner)
     elif syntax in _JPEG_LS:
         array = imagecodecs.jpegls_decode(source)
     elif syntax in _HTJ2K:
-        array = imagecodecs.htj2k_decode(source)
+        array = _htj2k(source)
     else:
         array = imagecodecs.jpeg2k_decode(source, numthreads=J2K_THREADS)
     runner.set_option("bits_allocated", 8 * array.dtype.itemsize)
@@ -141,6 +147,26 @@ def decode_with_imagecodecs(source: bytes, runner: DecodeRunner) -> memoryview:
         ):
             runner.set_option("photometric_interpretation", PhotometricInterpretation.RGB)
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+
+
+def _htj2k(source: bytes) -> np.ndarray:
+    """Decodes, and raises what imagecodecs 2026.3.6 does not: an error in the middle of an image.
+
+    OpenJPH's exception arrives where Cython cannot raise it: Python is told, the caller gets the
+    rest of the image black. One image at a time is decoded in a process, so the hook is this one's.
+    """
+    import imagecodecs
+
+    unraisable: list[type[BaseException]] = []
+    hook = sys.unraisablehook
+    sys.unraisablehook = lambda raised: unraisable.append(raised.exc_type)
+    try:
+        array: np.ndarray = imagecodecs.htj2k_decode(source)
+    finally:
+        sys.unraisablehook = hook
+    if unraisable:
+        raise UnusableImage("The DICOM file's image data is damaged.")
+    return array
 
 
 def _jpeg(source: bytes, runner: DecodeRunner) -> np.ndarray:
@@ -158,16 +184,20 @@ def _jpeg(source: bytes, runner: DecodeRunner) -> np.ndarray:
 def codestream_size(source: bytes) -> tuple[int, int]:
     """(rows, columns) from the header of a JPEG, JPEG-LS or JPEG 2000 codestream.
 
-    A file's own Rows and Columns may say 10 x 10 of a codestream that unpacks to gigabytes.
-    Markers: ITU-T T.81 B.2.2 (frame header), T.87 (SOF55), T.800 A.5.1 (SIZ).
+    A file's own Rows and Columns may say 10 x 10 of a codestream that unpacks to gigabytes. Reads
+    the very header that the decoders read: what merely looks like one, in a comment or in a box
+    before it, would let such a codestream through.
+    Markers: ITU-T T.81 B.1.1.3, B.2.2 (frame header), T.87 (SOF55), T.800 A.5.1 (SIZ), I.4 (boxes).
 
     Raises:
         UnusableImage: no such header.
     """
-    if (start := source.find(b"\xff\x4f\xff\x51", 0, 1 << 16)) >= 0:
+    start = _jp2_codestream(source) if source[4:8] == b"jP  " else 0
+    if source[start : start + 4] == b"\xff\x4f\xff\x51":
         if len(source) >= start + 24:
             x1, y1, x0, y0 = struct.unpack_from(">4I", source, start + 8)
-            return y1 - y0, x1 - x0
+            if y1 > y0 and x1 > x0:
+                return y1 - y0, x1 - x0
     elif source[:2] == b"\xff\xd8":
         at = 2
         while at + 9 <= len(source) and source[at] == 0xFF:
@@ -177,6 +207,23 @@ def codestream_size(source: bytes) -> tuple[int, int]:
             elif marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
                 rows, columns = struct.unpack_from(">2H", source, at + 5)
                 return rows, columns
+            elif marker < 0xC0 or 0xD0 <= marker <= 0xD9:
+                break  # these have no length to go on by, and no place before a frame header
             else:
                 at += 2 + struct.unpack_from(">H", source, at + 2)[0]
     raise UnusableImage("The DICOM file's image data is damaged.")
+
+
+def _jp2_codestream(source: bytes) -> int:
+    """Where the codestream begins in a JP2 file, which is not what DICOM has but what some write.
+
+    The length of the file where it has none.
+    """
+    at = 0
+    while at + 16 <= len(source):
+        length, kind = struct.unpack_from(">I4s", source, at)
+        header = 16 if length == 1 else 8
+        if kind == b"jp2c":
+            return at + header
+        at += max(struct.unpack_from(">Q", source, at + 8)[0] if length == 1 else length, header)
+    return len(source)

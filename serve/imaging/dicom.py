@@ -99,8 +99,11 @@ def render(data: bytes, wanted: Wanted, *, max_pixels: int, max_frames: int) -> 
         raise
     except MemoryError:
         raise TooLarge("The DICOM file needs too much memory.") from None
-    except Exception as error:
-        # pydicom wraps what its plug-ins raise, ours among them, into one RuntimeError.
+    except BaseException as error:
+        # pydicom wraps what its plug-ins raise, ours among them, into one RuntimeError. A panic of
+        # Rust code (pylibjpeg-rle) is no Exception, cannot be imported, and cannot be pickled.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         raise UnusableImage("The DICOM file is damaged and cannot be decoded.") from error
 
 

@@ -14,7 +14,7 @@ from typing import Literal
 from PIL import Image
 from pydicom.dataset import Dataset
 
-from serve.errors import BadRequest, UnsupportedMedia, UnusableImage
+from serve.errors import BadRequest, TooLarge, UnsupportedMedia, UnusableImage
 from serve.imaging import dicom, ocr, raster
 from serve.imaging.burned_in import BurnedIn, handle
 from serve.imaging.grey import Windowing
@@ -24,6 +24,9 @@ from serve.imaging.square import to_square, with_square_pixels
 from serve.settings import Settings
 
 MediaType = Literal["image/png", "image/jpeg", "application/dicom"]
+
+# Of the square that an image is padded to; so one of four to one always passes.
+_SQUARE_PIXELS_A_PIXEL = 4
 
 # Formats that we know and do not take, by their first bytes.
 _REFUSED = (
@@ -163,6 +166,9 @@ def prepare(data: bytes, declared: str | None, wanted: Wanted, rules: Rules) -> 
         ApiError: see ``decode``.
     """
     decoded = decode(data, declared, wanted, rules)
+    if max(decoded.image.size) ** 2 > _SQUARE_PIXELS_A_PIXEL * rules.max_pixels:
+        # A line of a million pixels is a small file, and its square a terabyte.
+        raise TooLarge("The image is too long for its width, or too wide for its height.")
     rendered = decoded.rendered
     pixels = to_square(decoded.image, rules.side).tobytes()
     return Prepared(

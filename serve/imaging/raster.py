@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageOps
 
-from serve.errors import TooLarge, UnusableImage
+from serve.errors import ApiError, TooLarge, UnusableImage
 from serve.imaging.decoders import codestream_size
 
 Kind = Literal["PNG", "JPEG"]
@@ -57,15 +57,20 @@ def decode(data: bytes, kind: Kind, *, max_pixels: int) -> Image.Image:
             if image.width * image.height > max_pixels:
                 raise too_large
             image.load()
-            image = ImageOps.exif_transpose(image)
-        if image.mode.startswith("I"):
-            grey = np.asarray(image, dtype=np.float32)
-            return Image.fromarray((grey * (255 / 65535) + 0.5).clip(0, 255).astype(np.uint8))
-        mode = "L" if image.mode in ("1", "L", "LA") else "RGB"
-        # A fresh image: it carries pixels and nothing of the file it came from.
-        pixels = image if image.mode == mode else image.convert(mode)
-        return Image.frombytes(mode, pixels.size, pixels.tobytes())
+            return _pixels(ImageOps.exif_transpose(image))
+    except ApiError:
+        raise
     except Image.DecompressionBombError:
         raise too_large from None
-    except (OSError, SyntaxError, ValueError, EOFError, KeyError, MemoryError, struct.error):
+    except Exception:  # Pillow's parsers raise whatever a damaged chunk leads them to
         raise UnusableImage(f"The image is damaged and cannot be decoded as {kind}.") from None
+
+
+def _pixels(image: Image.Image) -> Image.Image:
+    """A fresh image of mode L or RGB: it carries pixels and nothing of the file it came from."""
+    if image.mode.startswith("I"):
+        grey = np.asarray(image, dtype=np.float32)
+        return Image.fromarray((grey * (255 / 65535) + 0.5).clip(0, 255).astype(np.uint8))
+    mode = "L" if image.mode in ("1", "L", "LA") else "RGB"
+    pixels = image if image.mode == mode else image.convert(mode)
+    return Image.frombytes(mode, pixels.size, pixels.tobytes())

@@ -1,8 +1,10 @@
 """Decoding processes: each image in one, with bounded memory and time, none harmed by another's.
 
 Decoders are C code that reads strangers' files. What they do wrong, from endless loops to crashes,
-ends one process and one request; the next process is ready within milliseconds, because it is
-forked from one that has imported everything and has decoded nothing.
+ends one process and one image; the next process is there within milliseconds, because it is forked
+from one that has imported everything and has decoded nothing. A thread stands for each process and
+has a pipe of its own to it: where processes share a queue, one that is killed at the wrong moment
+leaves the queue locked for all (seen with concurrent.futures and pebble).
 """
 
 from __future__ import annotations
@@ -11,16 +13,18 @@ import asyncio
 import ctypes
 import logging
 import multiprocessing
-import os
 import resource
 import signal
+import threading
 import time
 import warnings
 from collections.abc import Callable
-from concurrent.futures import Future
-from typing import ParamSpec, TypeVar
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext
+from typing import Any, ParamSpec, TypeVar
 
-from pebble import ProcessExpired, ProcessPool
 from pydicom import config as pydicom_config
 
 from serve.errors import TooLarge, UnusableImage
@@ -30,20 +34,37 @@ T = TypeVar("T")
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
+class ProcessDiedError(Exception):
+    """A process ended before its work did."""
+
+
 class Workers:
     """A pool of decoding processes."""
 
     def __init__(self, *, workers: int, timeout_s: float, memory_mib: int) -> None:
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["serve.imaging.intake"])
-        self._timeout_s = timeout_s
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(["serve.imaging.intake"])
         self._workers = workers
-        self._pool = ProcessPool(
-            max_workers=workers,
-            context=context,
-            initializer=_enter,
-            initargs=(memory_mib << 20, os.getpid()),
-        )
+        self._timeout_s = timeout_s
+        self._max_bytes = memory_mib << 20
+        self._threads = ThreadPoolExecutor(workers, "decoding")
+        self._mine = threading.local()
+        self._processes: set[_Process] = set()
+
+    def submit(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """Has ``work`` done in one of the processes; see ``failure`` for what it may raise."""
+        return self._threads.submit(self._do, work, args, kwargs)
+
+    async def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """The same, for coroutines.
+
+        Raises:
+            ApiError: what ``work`` raised, or that its process did not survive it.
+        """
+        try:
+            return await asyncio.wrap_future(self.submit(work, *args, **kwargs))
+        except Exception as error:
+            raise failure(error) from error
 
     def warm_up(self, work: Callable[[], object] = int) -> None:
         """Starts all processes now and has each do ``work``: the first image need not wait.
@@ -54,34 +75,64 @@ class Workers:
         for future in [self.submit(_slowly, work) for _ in range(self._workers)]:
             future.result()
 
-    def submit(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        """Has ``work`` done in one of the processes; see ``failure`` for what it may raise."""
-        future: Future[T] = self._pool.schedule(
-            work, args=args, kwargs=kwargs, timeout=self._timeout_s
-        )
-        return future
-
-    async def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """The same, for coroutines. One that is cancelled has its process ended.
-
-        Raises:
-            ApiError: what ``work`` raised, or that its process did not survive it.
-        """
-        try:
-            return await asyncio.wrap_future(self.submit(work, *args, **kwargs))
-        except Exception as error:
-            raise failure(error) from error
-
     def stop(self) -> None:
         """Ends the processes at once."""
-        self._pool.stop()
-        self._pool.join()
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        for process in list(self._processes):
+            process.kill()
+
+    def _do(self, work: Callable[..., T], args: Any, kwargs: Any) -> T:
+        """In a thread: hands ``work`` to the thread's process, a new one where that has ended."""
+        process: _Process | None = getattr(self._mine, "process", None)
+        if process is None or not process.is_alive():
+            process = self._mine.process = _Process(self._context, self._max_bytes)
+            self._processes.add(process)
+        try:
+            result: T = process.do((work, args, kwargs), self._timeout_s)
+            return result
+        finally:
+            if not process.is_alive():
+                self._processes.discard(process)
 
 
-def _slowly(work: Callable[[], object]) -> None:
-    """So that of as many pieces of work as there are processes, none gets two."""
-    work()
-    time.sleep(0.2)
+class _Process:
+    """One process, and our end of the pipe to it."""
+
+    def __init__(self, context: ForkServerContext, max_bytes: int) -> None:
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, max_bytes), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def do(self, message: tuple[Any, Any, Any], timeout_s: float) -> Any:
+        """Has work done; the process does not survive its failure to answer.
+
+        Raises:
+            TimeoutError: no answer in time.
+            ProcessDiedError: it ended.
+            Exception: what the work raised.
+        """
+        try:
+            self._pipe.send(message)
+            answer = self._pipe.recv() if self._pipe.poll(timeout_s) else None
+        except (EOFError, OSError):
+            self.kill()
+            raise ProcessDiedError from None
+        if answer is None:
+            self.kill()
+            raise TimeoutError
+        done, value = answer
+        if done:
+            return value
+        raise value
+
+    def is_alive(self) -> bool:
+        return self._process.is_alive()
+
+    def kill(self) -> None:
+        """Ends it at once."""
+        self._process.kill()
+        self._process.join()
 
 
 def failure(error: Exception) -> Exception:
@@ -91,17 +142,28 @@ def failure(error: Exception) -> Exception:
             return UnusableImage("The image takes too long to decode.", code="decoding_timeout")
         case MemoryError():
             return TooLarge("The image needs too much memory.")
-        case ProcessExpired():
+        case ProcessDiedError():
             return UnusableImage("The image is damaged and cannot be decoded.")
         case _:
             return error
 
 
-def _enter(max_bytes: int, parent: int) -> None:
-    """In each process, first: limits, and silence (a message may quote a file's header)."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() == 1 or not _alive(parent):
-        os._exit(1)
+def _serve(pipe: Connection, max_bytes: int) -> None:
+    """A process: does one piece of work after the other, until the pipe is closed."""
+    _enter(max_bytes)
+    with suppress(EOFError, OSError):
+        while True:
+            work, args, kwargs = pipe.recv()
+            try:
+                answer = True, work(*args, **kwargs)
+            except Exception as error:  # it is the caller's
+                answer = False, error
+            pipe.send(answer)
+
+
+def _enter(max_bytes: int) -> None:
+    """Limits, and silence: a message may quote a file's header."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # with the process that forks
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_AS, (max_bytes, max_bytes))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core dump would hold the image
@@ -111,9 +173,7 @@ def _enter(max_bytes: int, parent: int) -> None:
     pydicom_config.settings.reading_validation_mode = pydicom_config.IGNORE
 
 
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except OSError:
-        return False
-    return True
+def _slowly(work: Callable[[], object]) -> None:
+    """So that of as many pieces of work as there are processes, none gets two."""
+    work()
+    time.sleep(0.2)

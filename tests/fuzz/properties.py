@@ -6,6 +6,7 @@ import base64
 import binascii
 import json
 import pickle
+import re
 import time
 import warnings
 import zlib
@@ -98,7 +99,7 @@ def url(data: bytes) -> str:
         _hold(error.status in (400, 415), f"status {error.status}")
         return f"{error.status} {error.code}"
     if isinstance(source, Inline):
-        _hold(source.data == _strict(text.partition("base64,")[2]), "other base64")
+        _hold(source.data == _strict(re.split("base64,", text, maxsplit=1, flags=re.I)[1]), "other base64")
     return type(source).__name__
 
 

@@ -6,7 +6,6 @@ import csv
 import hashlib
 import io
 import os
-import shutil
 import signal
 import stat
 import struct
@@ -14,26 +13,34 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
+import typer
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset
 from pydicom.uid import JPEGBaseline8Bit, UltrasoundImageStorage
+from typer.testing import CliRunner
 
-from serve.deidentify.files import COLUMNS
-from serve.deidentify.run import PARTIAL
+from serve.deidentify.command import deidentify
+from serve.deidentify.files import COLUMNS, Ledger
+from serve.deidentify.one import Entry, Job, Row, convert
+from serve.deidentify.run import PARTIAL, Finished
 from serve.imaging.intake import decode
 from serve.imaging.sources import Wanted
 from tests.dicoms import PATIENT, PATIENT_ID, ROOT, STUDY_DATE, dicom
 from tests.unit.taking_images import RULES
 
 REPOSITORY = Path(__file__).parents[2]
+APP = typer.Typer()
+APP.command()(deidentify)
 COMMAND = [sys.executable, "-m", "serve", "deidentify"]
 FOLDER = f"{PATIENT}, {PATIENT_ID}"
 PLANTED = (PATIENT, "Planted", "Person", PATIENT_ID, "7731904", STUDY_DATE, ROOT, "77319")
@@ -49,10 +56,10 @@ class Ran:
         return [row["code"] or row["outcome"] for row in self.rows]
 
 
-def ran(source: Path, out: Path, *options: str | Path, uid: int | None = None) -> Ran:
+def ran(source: Path, out: Path, *options: str | Path, prefix: Sequence[str] = ()) -> Ran:
     done = subprocess.run(
-        [*COMMAND, source, out, *options],
-        cwd=REPOSITORY, capture_output=True, text=True, timeout=120, user=uid,
+        [*prefix, *COMMAND, source, out, *options],
+        cwd=REPOSITORY, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     report = out / "report.csv"
     rows = rows_of(report) if report.exists() else []
@@ -121,14 +128,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = tmp_path_factory.mktemp("deidentify") / FOLDER
     study = source / FOLDER / STUDY_DATE
     study.mkdir(parents=True)
-    damaged = dicom(np.zeros((32, 32), np.uint8), JPEGBaseline8Bit)
+    damaged = dicom(ct().astype(np.uint8), JPEGBaseline8Bit)
     files = {
         f"1 {PATIENT}.dcm": dicom(ct(), RescaleIntercept=-24, RescaleSlope=1),
         "2": dicom(ct(shape=(3, 16, 16, 1))),
         "3.dcm": ultrasound(),
         "4.png": png_with_texts(),
         "5.jpg": jpeg_with_exif(),
-        "6 damaged.dcm": damaged[: len(damaged) - 300],
+        "6 damaged.dcm": damaged[: len(damaged) - 1500],
         "7 report.dcm": Path(get_testdata_file("reportsi.dcm")).read_bytes(),
         "8.txt": PATIENT.encode(),
         "9.gif": b"GIF89a" + PATIENT.encode(),
@@ -342,43 +349,129 @@ def test_what_cannot_run_as_given_writes_nothing(
     (tmp_path / "link").symlink_to(tmp_path / "out")
     before = sorted(tmp_path.rglob("*"))
     is_path = options[:1] in (("--crosswalk",), ("--config",))
-    result = ran(
-        source,
-        tmp_path / out,
-        *(tmp_path / option if is_path and n else option for n, option in enumerate(options)),
-    )
-    assert result.code == 2
-    assert says in result.said
-    assert str(source) not in result.said
+    given = [str(tmp_path / word) if is_path and n else word for n, word in enumerate(options)]
+    result = CliRunner().invoke(APP, [str(source), str(tmp_path / out), *given])
+    assert result.exit_code == 2
+    assert says in result.output
+    assert str(source) not in result.output
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_in_that_is_absent_or_empty_is_refused(tmp_path: Path) -> None:
-    absent = ran(tmp_path / PATIENT, tmp_path / "out")
-    assert (absent.code, PATIENT in absent.said) == (2, False)
-    (tmp_path / "in").mkdir()
-    assert ran(tmp_path / "in", tmp_path / "out").code == 2
+@pytest.mark.parametrize("name", [PATIENT, "empty"])
+def test_in_that_is_absent_or_empty_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / "empty").mkdir()
+    result = CliRunner().invoke(APP, [str(tmp_path / name), str(tmp_path / "out")])
+    assert result.exit_code == 2
+    assert PATIENT not in result.output
+    assert not (tmp_path / "out").exists()
 
 
-@pytest.fixture
-def nobodys_folder() -> Iterator[Path]:
-    """A folder that an account without rights can work in."""
-    folder = Path(tempfile.mkdtemp())
-    folder.chmod(0o777)
-    yield folder
-    shutil.rmtree(folder)
+def test_a_transfer_that_broke_off_is_a_failed_image_and_no_report_to_skip(tmp_path: Path) -> None:
+    whole = dicom(ct(shape=(16, 16)))
+    for end in (len(whole) - 600, len(whole) - 100, 700):
+        job = Job(RULES, Wanted(), "representative", square=False, max_bytes=1 << 20)
+        (tmp_path / "cut").write_bytes(whole[:end])
+        row = convert(Entry(1, str(tmp_path / "cut")), None, job, str(tmp_path / "png"))
+        assert (row.outcome, row.code) == ("failed", "unusable_image")
+    assert not (tmp_path / "png").exists()
 
 
-def test_what_may_not_be_read_fails_and_is_not_passed_over(nobodys_folder: Path) -> None:
-    source = nobodys_folder / "in"
+def test_a_file_that_is_too_large_is_not_decoded(tmp_path: Path) -> None:
+    (tmp_path / "large").write_bytes(dicom(ct()))
+    job = Job(RULES, Wanted(), "representative", square=False, max_bytes=1000)
+    row = convert(Entry(1, str(tmp_path / "large")), None, job, str(tmp_path / "png"))
+    assert (row.outcome, row.code) == ("failed", "request_too_large")
+
+
+def test_an_image_that_takes_too_long_costs_no_other_image(tmp_path: Path) -> None:
+    source, config = tmp_path / "in", tmp_path / "serve.yaml"
+    source.mkdir()
+    config.write_text("imaging: {timeout_s: 0.5}\n")
+    for name in "ac":
+        (source / name).write_bytes(dicom(ct()))
+    Image.new("RGB", (7000, 7000)).save(source / "b", "PNG", compress_level=1)
+    result = ran(source, tmp_path / "out", "--config", config, "--workers", "1")
+    assert result.codes() == ["written", "decoding_timeout", "written"]
+    assert sorted(contents(tmp_path / "out")) == ["000001.png", "000003.png", "report.csv"]
+
+
+def test_a_terminal_shows_progress(tmp_path: Path) -> None:
+    source = tmp_path / PATIENT
+    source.mkdir()
+    (source / PATIENT_ID).write_bytes(dicom(ct()))
+    ours, theirs = os.openpty()
+    done = subprocess.run(
+        [*COMMAND, source, tmp_path / "out"],
+        cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=theirs, timeout=60,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "100"},
+    )  # fmt: skip
+    shown = os.read(ours, 1 << 16).decode()
+    os.close(ours)
+    os.close(theirs)
+    assert done.returncode == 0
+    assert "1/1" in shown
+    assert "0 failed" in shown
+    assert "Planted" not in shown
+
+
+def test_a_name_that_is_no_text_is_in_the_crosswalk_byte_by_byte(tmp_path: Path) -> None:
+    source = tmp_path / "in"
+    source.mkdir()
+    name = b'"a,\xff\n".dcm'
+    (source / os.fsdecode(name)).write_bytes(dicom(ct()))
+    assert ran(source, tmp_path / "out", "--crosswalk", tmp_path / "way.csv").code == 0
+    lines = (tmp_path / "way.csv").read_text("utf-8", "surrogateescape")
+    (row,) = csv.DictReader(io.StringIO(lines, newline=""))
+    assert os.fsencode(row["input"]) == os.fsencode(source) + b"/" + name
+
+
+def test_what_became_a_link_or_a_pipe_since_it_was_found_is_not_opened(tmp_path: Path) -> None:
+    (tmp_path / "image").write_bytes(dicom(ct()))
+    (tmp_path / "link").symlink_to(tmp_path / "image")
+    os.mkfifo(tmp_path / "pipe")
+    job = Job(RULES, Wanted(), "representative", square=False, max_bytes=1 << 20)
+    for name in ("link", "pipe", "gone"):
+        row = convert(Entry(1, str(tmp_path / name)), None, job, str(tmp_path / "png"))
+        assert (row.outcome, row.code) == ("failed", "unreadable_file")
+
+
+def _finished(number: int, rows: int = 1, frame: int | None = None) -> Finished:
+    return Finished(Row(number, outcome="written", frame=frame), rows)
+
+
+@given(st.permutations([(1, 1), (2, 1), (2, 2), (2, 3), (3, 1), (4, 1), (4, 2)]), st.integers(0, 7))
+def test_the_report_is_in_order_whichever_is_finished_first_and_whenever_it_ends(
+    order: list[tuple[int, int]], ends_after: int
+) -> None:
+    frames = {1: 1, 2: 3, 3: 1, 4: 2}
+    with tempfile.TemporaryDirectory() as out:
+        with Ledger([Entry(n, "x") for n in frames], Path(out), None) as ledger:
+            last = [
+                ledger.add(_finished(number, frames[number], frame))
+                for number, frame in order[:ends_after]
+            ]
+        rows = rows_of(Path(out) / "report.csv")
+    assert [(int(row["number"]), int(row["frame"])) for row in rows] == sorted(order[:ends_after])
+    whole = [n for n in frames if sum(n == number for number, _ in order[:ends_after]) == frames[n]]
+    assert sum(last) == len(whole)
+
+
+# Root may read everything, unless it gives that up.
+UNPRIVILEGED = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
+
+
+def test_what_may_not_be_read_fails_and_is_not_passed_over(tmp_path: Path) -> None:
+    source = tmp_path / "in"
     (source / "closed").mkdir(parents=True)
     (source / "closed" / "1").write_bytes(dicom(ct()))
     (source / "open.dcm").write_bytes(dicom(ct()))
     (source / "secret.dcm").write_bytes(dicom(ct()))
     (source / "secret.dcm").chmod(0)
     (source / "closed").chmod(0)
-    uid = 65534 if os.geteuid() == 0 else None
-    result = ran(source, nobodys_folder / "out", uid=uid)
+    prefix = UNPRIVILEGED if os.geteuid() == 0 else []
+    if prefix and subprocess.run([*prefix, "true"], capture_output=True).returncode:
+        pytest.skip("root that cannot give up its rights")
+    result = ran(source, tmp_path / "out", prefix=prefix)
     (source / "closed").chmod(0o700)
     assert result.codes() == ["unreadable_folder", "written", "unreadable_file"]
     assert result.code == 1

@@ -16,7 +16,7 @@ import pydicom
 import pytest
 from pydicom import uid
 from pydicom.dataset import Dataset
-from pydicom.pixels import pixel_array
+from pydicom.pixels.utils import pixel_array
 
 from serve.errors import ApiError
 from serve.imaging.decoders import DECODED_BY

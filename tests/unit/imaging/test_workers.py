@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import pickle
 import signal
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -72,16 +73,48 @@ async def test_a_decoder_that_crashes_costs_its_own_image_only(
     assert answers == list(range(20))
 
 
-async def test_work_whose_caller_leaves_is_ended(workers: Workers) -> None:
-    pid = await workers.run(os.getpid)
-    task = asyncio.ensure_future(workers.run(time.sleep, 1.5))
-    await asyncio.sleep(0.2)
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    assert await workers.run(abs, -1) == 1
-    assert pid  # whichever process it was, the pool has two again
-    assert len({await workers.run(os.getpid) for _ in range(20)}) <= 2
+async def test_processes_that_are_killed_at_any_moment_lock_nothing() -> None:
+    pool = Workers(workers=2, timeout_s=5, memory_mib=1024)
+    data = os.urandom(16 << 20)
+    try:
+        for moment in (0, 0.002, 0.01, 0.03, 0.1):
+            pool.warm_up()
+            tasks = [asyncio.ensure_future(pool.run(len, data)) for _ in range(8)]
+            await asyncio.sleep(moment)
+            for process in _decoding():
+                process.kill()
+            results = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 30)
+            kinds = {one if isinstance(one, int) else type(one) for one in results}
+            assert kinds <= {16 << 20, UnusableImage}
+            assert results.count(16 << 20) >= 4
+            assert await asyncio.wait_for(pool.run(len, data), 30) == 16 << 20
+    finally:
+        pool.stop()
+
+
+def _decoding() -> list[psutil.Process]:
+    """The processes forked from the server that forks them."""
+    me = psutil.Process()
+    return [child for child in me.children(recursive=True) if child.ppid() != me.pid]
+
+
+async def test_processes_that_idle_and_are_killed_are_replaced_unnoticed() -> None:
+    pool = Workers(workers=2, timeout_s=5, memory_mib=1024)
+    try:
+        pool.warm_up()
+        for process in _decoding():
+            process.kill()
+            process.wait()
+        assert await asyncio.gather(*(pool.run(abs, -n) for n in range(8))) == list(range(8))
+    finally:
+        pool.stop()
+
+
+async def test_work_that_cannot_be_sent_or_answered_harms_no_process(workers: Workers) -> None:
+    with pytest.raises((AttributeError, TypeError, pickle.PicklingError)):
+        await workers.run(lambda: 1)
+    with pytest.raises((AttributeError, TypeError, pickle.PicklingError, UnusableImage)):
+        await workers.run(iter, [1, 2, 3].__iter__)
 
 
 async def test_processes_end_with_the_pool() -> None:
