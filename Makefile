@@ -11,8 +11,10 @@ UP = --port $(PORT) $(if $(MODEL),--model $(MODEL)) $(if $(CONFIG),--config $(CO
 export HF_HUB_OFFLINE := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
+PEERS = dcmtk orthanc orthanc-dicomweb tesseract-ocr-eng
+
 .DEFAULT_GOAL := help
-.PHONY: help setup serve down test lint unit e2e bench phantom clean
+.PHONY: help setup peers serve down test lint unit e2e bench phantom clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,6 +33,10 @@ $(READY): pyproject.toml constraints.txt serve/environment.py
 	$(if $(filter cpu,$(EXTRA)),$(BIN)/python -m pip uninstall --quiet --yes torchaudio torchcodec)
 	$(BIN)/python -m serve.environment
 	@touch $@
+
+peers:  ## Debian's programs that tests compare with: dcmtk, Orthanc, tesseract (needs root)
+	dpkg -s $(PEERS) >/dev/null 2>&1 || \
+	{ apt-get -qq update && apt-get -qq install -y --no-install-recommends $(PEERS); }
 
 serve: $(READY)  ## Start the guarded service (default: the phantom model) until Ctrl-C
 	exec $(BIN)/llava-med up $(UP)
@@ -54,6 +60,8 @@ e2e: $(READY)  ## Tests on the real stack: Ray Serve, vLLM, HTTP
 
 bench: $(READY)  ## Side by side with bare vLLM; one JSON object on the last line
 	$(BIN)/python -m tests.bench.guardrails
+	$(BIN)/python -m tests.bench.imaging
+	$(BIN)/python -m tests.bench.ocr
 	$(BIN)/python -m tests.bench.rails
 	$(BIN)/python -m tests.bench
 

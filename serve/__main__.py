@@ -13,6 +13,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from serve import policy_commands
 from serve.checkpoint.errors import CheckpointError
+from serve.deidentify.command import deidentify
 from serve.settings import Settings, load
 
 USAGE_ERROR = 2
@@ -26,6 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(policy_commands.app, name="policy")
+app.command()(deidentify)
 console = Console()
 errors = Console(stderr=True)
 
