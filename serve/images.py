@@ -77,4 +77,4 @@ class Images:
     def _is_light(self, data: bytes, kind: str) -> bool:
         if kind == DICOM or self._rules.ocr:
             return False
-        return raster.declared_pixels(data) <= self._settings.light_pixels
+        return raster.is_light(data, max_pixels=self._settings.light_pixels)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, cast
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
 
 
+SWITCH_INTERVAL_S = 0.0005
 logger = logging.getLogger("llava_med")
 
 
@@ -216,6 +218,8 @@ class LlavaMedServer(LLMServer):  # type: ignore[misc]
 
     async def __serve_build_asgi_app__(self) -> ASGIApp:
         """Our edge in place of vLLM's app; only after the engine has generated a token."""
+        # A thread that has Python's lock is asked for it after 5 ms by default; streams wait so long.
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
         self._loop_watch = asyncio.create_task(loop_lag.watch())
         engine = VllmEngine(self.engine._engine_client)  # noqa: SLF001  # Ray offers no other way to it
         await generate_one_token(engine)

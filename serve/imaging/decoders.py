@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 PLUGIN = "imagecodecs"
 # Threads of one JPEG 2000 decoding; its tiles and code blocks are independent of each other.
 J2K_THREADS = 2
+_MAX_SCANS = 200
 _END = b"\xff\xd9"  # EOI (T.81 B.1.1.3), EOC (T.800 A.4.4)
 
 _JPEG = (
@@ -119,8 +120,8 @@ def decode_with_imagecodecs(source: bytes, runner: DecodeRunner) -> memoryview:
     """Decompresses a frame; pydicom's protocol. Tells ``runner`` what came out.
 
     Raises:
-        UnusableImage: the codestream's size is not Rows x Columns (checked before decoding), or
-            part of it is missing.
+        UnusableImage: the codestream's size is not Rows x Columns or it has too many scans (both
+            checked before decoding), or part of it is missing.
     """
     import imagecodecs  # 20 ms, which only those pay who need it
 
@@ -130,6 +131,8 @@ def decode_with_imagecodecs(source: bytes, runner: DecodeRunner) -> memoryview:
     if syntax in (*_JPEG, *_HTJ2K) and not source.rstrip(b"\0").endswith(_END):
         # Cut short, these decode without complaint: what is missing is grey, or black.
         raise UnusableImage("The DICOM file's image data is incomplete.")
+    if syntax in _JPEG and has_too_many_scans(source):
+        raise UnusableImage("The DICOM file's image has too many scans.")
     if syntax in _JPEG:
         array = _jpeg(source, runner)
     elif syntax in _JPEG_LS:
@@ -181,6 +184,16 @@ def _jpeg(source: bytes, runner: DecodeRunner) -> np.ndarray:
     return imagecodecs.jpeg8_decode(source, colorspace=stored, outcolorspace="RGB")
 
 
+def has_too_many_scans(source: bytes) -> bool:
+    """Whether a JPEG has more scans than an encoder writes, which are ten or so.
+
+    Each goes over the whole image, and may be of 20 bytes: 64 kB of them take 7 seconds for 4
+    million pixels. Within entropy-coded data FF DA cannot occur (T.81 B.1.1.5); some may in
+    segments and in what is appended.
+    """
+    return source.count(b"\xff\xda") > _MAX_SCANS
+
+
 def codestream_size(source: bytes) -> tuple[int, int]:
     """(rows, columns) from the header of a JPEG, JPEG-LS or JPEG 2000 codestream.
 
@@ -194,24 +207,35 @@ def codestream_size(source: bytes) -> tuple[int, int]:
     """
     start = _jp2_codestream(source) if source[4:8] == b"jP  " else 0
     if source[start : start + 4] == b"\xff\x4f\xff\x51":
-        if len(source) >= start + 24:
-            x1, y1, x0, y0 = struct.unpack_from(">4I", source, start + 8)
-            if y1 > y0 and x1 > x0:
+        if len(source) >= start + 32:
+            x1, y1, x0, y0, *tile = struct.unpack_from(">6I", source, start + 8)
+            # OpenJPH 0.26.3 divides by the tile's size, and does not end where x0 is beyond x1.
+            if y1 > y0 and x1 > x0 and all(tile):
                 return y1 - y0, x1 - x0
-    elif source[:2] == b"\xff\xd8":
-        at = 2
-        while at + 9 <= len(source) and source[at] == 0xFF:
-            marker = source[at + 1]
-            if marker == 0xFF:  # a fill byte
-                at += 1
-            elif marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
-                rows, columns = struct.unpack_from(">2H", source, at + 5)
-                return rows, columns
-            elif marker < 0xC0 or 0xD0 <= marker <= 0xD9:
-                break  # these have no length to go on by, and no place before a frame header
-            else:
-                at += 2 + struct.unpack_from(">H", source, at + 2)[0]
+    else:
+        _, rows, columns = frame_header(source)
+        return rows, columns
     raise UnusableImage("The DICOM file's image data is damaged.")
+
+
+def frame_header(source: bytes) -> tuple[int, int, int]:
+    """(marker, rows, columns) of a JPEG or JPEG-LS file's frame (T.81 B.2.2, T.87 C.2.2).
+
+    Raises:
+        UnusableImage: no such header.
+    """
+    at = 2 if source[:2] == b"\xff\xd8" else len(source)
+    while at + 9 <= len(source) and source[at] == 0xFF:
+        marker = source[at + 1]
+        if marker == 0xFF:  # a fill byte
+            at += 1
+        elif marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
+            return marker, *struct.unpack_from(">2H", source, at + 5)
+        elif marker < 0xC0 or 0xD0 <= marker <= 0xD9:
+            break  # these have no length to go on by, and no place before a frame header
+        else:
+            at += 2 + struct.unpack_from(">H", source, at + 2)[0]
+    raise UnusableImage("The image data is damaged.")
 
 
 def _jp2_codestream(source: bytes) -> int:

@@ -64,10 +64,11 @@ def to_grey(
     index = frame.view(f"u{frame.dtype.itemsize}")
     stored = _stored_values(frame.dtype, header, container=container)
     table, windowing = _pipeline(stored, _padding(stored, header), index, header, wanted)
-    return _look_up(table, index), windowing
+    return look_up(table, index), windowing
 
 
-def _look_up(table: np.ndarray, index: np.ndarray) -> np.ndarray:
+def look_up(table: np.ndarray, index: np.ndarray) -> np.ndarray:
+    """The table's entry for every index. uint8; the index has two dimensions, 8 or 16 bits."""
     grey = np.empty(index.shape, np.uint8)
     for row in range(0, len(index), _ROWS):
         # "clip" has numpy write into `out` directly; the table has an entry for every index.

@@ -15,26 +15,33 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from serve.errors import ApiError, TooLarge, UnusableImage
-from serve.imaging.decoders import codestream_size
+from serve.imaging.decoders import frame_header, has_too_many_scans
+from serve.imaging.grey import look_up
 
 Kind = Literal["PNG", "JPEG"]
 # Pillow may open only these: every further format is attack surface (EPS, FITS, PSD, ...).
+_BLOCK = 16 << 10
+_LIGHT_PIXELS_A_BYTE = 20
+_SEQUENTIAL = (0xC0, 0xC1)  # ITU-T T.81 B.1.1.3: baseline, extended sequential
+_SIXTEEN_BITS = (np.arange(1 << 16) / 257 + 0.5).astype(np.uint8)
 PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 
 
-def declared_pixels(data: bytes) -> int:
-    """Pixels that the header declares (PNG's IHDR, JPEG's frame header); 0 where it has none.
+def is_light(data: bytes, *, max_pixels: int) -> bool:
+    """Whether decoding takes little, and never holds Python's lock for long; microseconds to tell.
 
-    Microseconds: to decide where the image is decoded. ``decode`` checks again for itself.
+    Pillow holds the lock while it decodes a block of the file. A block of a progressive JPEG may be
+    the whole image, as may one of a PNG that compresses well: those are not light. Reads the header
+    alone, which ``decode`` does not rely on.
     """
     if data.startswith(PNG):
         width, height = struct.unpack_from(">II", data, 16) if len(data) >= 24 else (0, 0)
-        return int(width * height)
+        return bool(width * height <= min(max_pixels, _LIGHT_PIXELS_A_BYTE * len(data)))
     try:
-        rows, columns = codestream_size(data)
+        marker, rows, columns = frame_header(data)
     except UnusableImage:
-        return 0
-    return rows * columns
+        return True  # nothing to decode
+    return marker in _SEQUENTIAL and rows * columns <= max_pixels
 
 
 def decode(data: bytes, kind: Kind, *, max_pixels: int) -> Image.Image:
@@ -48,29 +55,42 @@ def decode(data: bytes, kind: Kind, *, max_pixels: int) -> Image.Image:
         TooLarge: more pixels than ``max_pixels``.
         UnusableImage: not decodable.
     """
-    too_large = TooLarge(f"An image may have {max_pixels} pixels.")
+    if kind == "JPEG" and has_too_many_scans(data):
+        raise UnusableImage("The image has too many scans.")
     try:
         with warnings.catch_warnings():
             # Our own limit is checked below; Pillow's warnings would go to a log.
             warnings.simplefilter("ignore")
             image: Image.Image = Image.open(io.BytesIO(data), formats=(kind,))
-            if image.width * image.height > max_pixels:
-                raise too_large
+            _check_size(image, max_pixels)
+            # Python's lock is held while a block is decoded, so blocks are small.
+            image.decodermaxblock = _BLOCK  # type: ignore[attr-defined]
             image.load()
-            return _pixels(ImageOps.exif_transpose(image))
+            ImageOps.exif_transpose(image, in_place=True)
+            return _pixels(image)
     except ApiError:
         raise
     except Image.DecompressionBombError:
-        raise too_large from None
+        raise _too_large(max_pixels) from None
     except Exception:  # Pillow's parsers raise whatever a damaged chunk leads them to
         raise UnusableImage(f"The image is damaged and cannot be decoded as {kind}.") from None
+
+
+def _check_size(image: Image.Image, max_pixels: int) -> None:
+    if image.width * image.height > max_pixels:
+        raise _too_large(max_pixels)
+
+
+def _too_large(max_pixels: int) -> TooLarge:
+    return TooLarge(f"An image may have {max_pixels} pixels.")
 
 
 def _pixels(image: Image.Image) -> Image.Image:
     """A fresh image of mode L or RGB: it carries pixels and nothing of the file it came from."""
     if image.mode.startswith("I"):
-        grey = np.asarray(image, dtype=np.float32)
-        return Image.fromarray((grey * (255 / 65535) + 0.5).clip(0, 255).astype(np.uint8))
+        return Image.fromarray(look_up(_SIXTEEN_BITS, np.asarray(image).astype(np.uint16)))
     mode = "L" if image.mode in ("1", "L", "LA") else "RGB"
     pixels = image if image.mode == mode else image.convert(mode)
-    return Image.frombytes(mode, pixels.size, pixels.tobytes())
+    fresh = Image.new(mode, pixels.size)
+    fresh.paste(pixels)
+    return fresh

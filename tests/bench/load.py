@@ -78,15 +78,20 @@ class Round:
     texts: list[str] = field(default_factory=list)
 
 
-async def _one(session: aiohttp.ClientSession, server: Server, image: str, out: Round) -> None:
+def _body(server: Server, image: str) -> bytes:
     parts = [{"type": "image_url", "image_url": {"url": image}}, {"type": "text", "text": QUESTION}]
     messages = [*server.body["messages"], {"role": "user", "content": parts}]
-    body = server.body | {"messages": messages}
+    return json.dumps(server.body | {"messages": messages}).encode()
+
+
+async def _one(session: aiohttp.ClientSession, server: Server, body: bytes, out: Round) -> None:
     begun = first = last = time.perf_counter()
     text: list[str] = []
     tokens = 0
     async with session.post(
-        f"{server.url}/v1/chat/completions", json=body, headers=server.headers
+        f"{server.url}/v1/chat/completions",
+        data=body,
+        headers=server.headers | {"Content-Type": "application/json"},
     ) as response:
         response.raise_for_status()
         async for line in response.content:
@@ -108,10 +113,13 @@ async def _one(session: aiohttp.ClientSession, server: Server, image: str, out: 
     out.texts.append("".join(text))
 
 
-async def run_round(server: Server, images: list[str], clients: int) -> Round:
+async def run_round(
+    server: Server, images: list[str], clients: int, *, requests: int | None = None
+) -> Round:
     """One round: so many clients at once, each asking as soon as it was answered."""
     out = Round(0)
-    queue = [images[number % len(images)] for number in range(REQUESTS[clients])]
+    bodies = [_body(server, image) for image in images]  # encoded once, outside of the time
+    queue = [bodies[number % len(bodies)] for number in range(requests or REQUESTS[clients])]
     async with aiohttp.ClientSession() as session:
 
         async def client() -> None:

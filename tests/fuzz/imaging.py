@@ -183,13 +183,13 @@ def _once(data: bytes, check: Check, slot: _Slot, options: argparse.Namespace) -
     slot.put(data)
     try:
         slot.count(check(data))
-    except Exception as error:
+    except BaseException as error:  # a panic of Rust code is no Exception
         name = f"{options.target} {_place(error)}"
         slot.count(f"FOUND {name}")
         _keep(options.finds, name, data)
 
 
-def _place(error: Exception) -> str:
+def _place(error: BaseException) -> str:
     """Names a problem: the exception, and the last of our lines that it came through."""
     frames = traceback.extract_tb(error.__traceback__)
     ours = [frame for frame in frames if "/serve/" in frame.filename]

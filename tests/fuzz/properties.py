@@ -19,13 +19,13 @@ from pydicom import uid
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 
-from serve.body import split, whole
+from serve.body import whole
 from serve.errors import ApiError
 from serve.imaging.decoders import codestream_size, decode_frame
 from serve.imaging.intake import Rules, prepare
 from serve.imaging.raster import declared_pixels
 from serve.imaging.sources import Inline, Wanted, parse
-from serve.protocol import ChatCompletionRequest, ImagePart, _parts, _validated, parse_request
+from serve.protocol import ChatCompletionRequest, _validated, parse_request
 from tests.dicoms import PATIENT, PATIENT_ID, ROOT
 
 MAX_PIXELS = 4_000_000
@@ -47,7 +47,7 @@ _WANTED = (
     Wanted(frame=2, window="2"),
     Wanted(frame=10**9),
 )
-_DECLARED = (None, None, None, "image/png", "image/jpeg", "application/dicom")
+_DECLARED = (*[None] * 60, "image/png", "image/jpeg", "application/dicom")
 _ACTIONS: tuple[Any, ...] = ("flag", "flag", "flag", "mask", "refuse")
 
 
@@ -99,7 +99,10 @@ def url(data: bytes) -> str:
         _hold(error.status in (400, 415), f"status {error.status}")
         return f"{error.status} {error.code}"
     if isinstance(source, Inline):
-        _hold(source.data == _strict(re.split("base64,", text, maxsplit=1, flags=re.I)[1]), "other base64")
+        _hold(
+            source.data == _strict(re.split("base64,", text, maxsplit=1, flags=re.I)[1]),
+            "other base64",
+        )
     return type(source).__name__
 
 
@@ -119,26 +122,42 @@ def body(data: bytes) -> str:
         _hold(error.status == 400, f"status {error.status}")
         _hold(expected is None, "refused, though the whole is a request")
         return error.code
-    values = json.dumps(request.model_dump(mode="json"))
-    for number, payload in enumerate(inline.payloads):
+    values = request.model_dump(mode="json")
+    for part in _image_urls(values):
+        head, mark, reference = part["url"].partition(inline.mark)
+        payload = inline.payload(mark + reference)
+        if payload is None:
+            continue
         try:
-            text = bytes(payload).decode("ascii")
-            base64.b64decode(text, validate=True)
-        except (UnicodeDecodeError, binascii.Error):
-            return "payload refused later"  # no JSON, but no base64 either
-        values = values.replace(f"{inline.mark}:{number}", text)
-    for part in _parts(request):
-        if isinstance(part, ImagePart):
-            try:
-                parse(part.image_url.url, inline, param="p")
-            except ApiError as error:
-                _hold(error.status in (400, 415), f"status {error.status}")
-    _hold(expected is not None, f"accepted, though the whole is {wrong}")
-    _hold(inline.mark not in values, "a reference is left")
-    _hold(
-        expected is not None and values == json.dumps(expected.model_dump(mode="json")), "differs"
-    )
+            parse(part["url"], inline, param="p")
+        except ApiError as error:
+            _hold(error.status in (400, 415), f"status {error.status}")
+        if _strict(bytes(payload).decode("latin-1")) is None:
+            return "refused later"  # no JSON perhaps, but no base64 either
+        part["url"] = head + bytes(payload).decode("ascii")
+    if expected is None:
+        # What a repeated key overwrites is not looked at.
+        _hold(_has_repeated_keys(inline.json), f"accepted, though the whole is {wrong}")
+        return "request"
+    _hold(values == expected.model_dump(mode="json"), "means something else")
     return "request"
+
+
+def _image_urls(request: dict[str, Any]) -> list[dict[str, str]]:
+    contents = [message["content"] for message in request["messages"]]
+    parts = [part for content in contents if isinstance(content, list) for part in content]
+    return [part["image_url"] for part in parts if part["type"] == "image_url"]
+
+
+def _has_repeated_keys(text: bytes | bytearray) -> bool:
+    repeated = []
+
+    def pairs(found: list[tuple[str, Any]]) -> dict[str, Any]:
+        repeated.append(len(dict(found)) < len(found))
+        return dict(found)
+
+    json.loads(text, object_pairs_hook=pairs)
+    return any(repeated)
 
 
 def _parsed(data: bytes) -> tuple[ChatCompletionRequest | None, str]:
@@ -146,15 +165,6 @@ def _parsed(data: bytes) -> tuple[ChatCompletionRequest | None, str]:
         return _validated(data), ""
     except ApiError as error:
         return None, error.code
-
-
-def restored(data: bytes) -> bytes:
-    """What ``split`` took out, put back."""
-    found = split(data)
-    put_back = bytes(found.json)
-    for number, payload in enumerate(found.payloads):
-        put_back = put_back.replace(f"{found.mark}:{number}".encode(), bytes(payload), 1)
-    return put_back
 
 
 def codestream(syntax: uid.UID) -> Callable[[bytes], str]:

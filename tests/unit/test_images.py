@@ -35,7 +35,8 @@ class Counting(InThread):
 
 def _picture(width: int, height: int, kind: str = "PNG") -> bytes:
     buffer = io.BytesIO()
-    Image.new("L", (width, height), 7).save(buffer, kind)
+    noise = np.random.default_rng(0).integers(0, 256, (height, width), dtype=np.uint8)
+    Image.fromarray(noise).save(buffer, kind, **({} if kind == "GIF" else {"compress_level": 1}))
     return buffer.getvalue()
 
 
