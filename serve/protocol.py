@@ -147,8 +147,8 @@ def parse_request(body: bytes | bytearray) -> tuple[ChatCompletionRequest, Body]
     """
     inline = split(body)
     request = _validated(inline.json)
-    images = sum(isinstance(part, ImagePart) for part in _parts(request))
-    if images < len(inline.payloads):
+    images = (part.image_url.url for part in _parts(request) if isinstance(part, ImagePart))
+    if sum(inline.mark in url for url in images) < len(inline.payloads):
         # A data URL that is no image's: text, or a name. It is read as what it is.
         inline = whole(body)
         request = _validated(inline.json)

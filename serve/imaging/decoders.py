@@ -128,8 +128,9 @@ def decode_with_imagecodecs(source: bytes, runner: DecodeRunner) -> memoryview:
     syntax = runner.transfer_syntax
     if codestream_size(source) != (runner.rows, runner.columns):
         raise UnusableImage("The DICOM file's image is not as large as its header says.")
-    if syntax in (*_JPEG, *_HTJ2K) and not source.rstrip(b"\0").endswith(_END):
-        # Cut short, these decode without complaint: what is missing is grey, or black.
+    if syntax not in _JPEG_2000 and not source.rstrip(b"\0\xff").endswith(_END):
+        # Cut short, JPEG and HTJ2K decode without complaint, to grey or black where something is
+        # missing; CharLS 2.4 counts to 2^32 before it complains. OpenJPEG complains at once.
         raise UnusableImage("The DICOM file's image data is incomplete.")
     if syntax in _JPEG and has_too_many_scans(source):
         raise UnusableImage("The DICOM file's image has too many scans.")

@@ -40,7 +40,7 @@ def is_light(data: bytes, *, max_pixels: int) -> bool:
     try:
         marker, rows, columns = frame_header(data)
     except UnusableImage:
-        return True  # nothing to decode
+        return False  # Pillow passes over bytes that we stop at, and may find a header behind them
     return marker in _SEQUENTIAL and rows * columns <= max_pixels
 
 

@@ -4,7 +4,7 @@ Targets: whole images (``image``), image URLs (``url``), request bodies (``body`
 of compressed frames by themselves (``codecs``). Work is done in a child process, so that a crash is
 recorded and ends nothing. With atheris installed, Python code is instrumented and inputs that reach
 new code are kept; without it, the seeds are mutated at random, from ``--seed``. What is found lies
-in ``--finds``: one input for each distinct problem, named after it. Exits with 1 where there is one.
+in ``--finds``: one input for each distinct problem, named after it. Exits with 1 if there is one.
 """
 
 from __future__ import annotations
@@ -103,7 +103,9 @@ def _run_child(options: argparse.Namespace, seconds: float, slot: Path, seed: in
             return "hangs"
     if child.returncode == 0:
         return ""
-    return f"ends with {signal.Signals(-child.returncode).name if child.returncode < 0 else child.returncode}"
+    if child.returncode > 0:
+        return f"ends with {child.returncode}"
+    return f"ends with {signal.Signals(-child.returncode).name}"
 
 
 # --- the child ------------------------------------------------------------------------------------
@@ -170,11 +172,17 @@ def _with_atheris(
         return atheris.Mutate(data, size) if rng.random() < 0.2 else mutate(data, rng)[:size]
 
     arguments = [
-        "fuzz", str(options.corpus), f"-max_total_time={int(options.seconds)}", "-max_len=65536",
-        f"-seed={options.seed}", "-timeout=0", "-rss_limit_mb=0", "-handle_segv=0", "-handle_abrt=0",
-        "-handle_bus=0", "-handle_fpe=0", "-handle_ill=0", "-print_final_stats=1",
-        "-len_control=0", "-detect_leaks=0",
-    ]  # fmt: skip
+        "fuzz",
+        str(options.corpus),
+        f"-seed={options.seed}",
+        f"-max_total_time={int(options.seconds)}",
+        f"-max_len={_SLOT // 16}",
+        f"-artifact_prefix={options.finds}/",
+        # What hangs, crashes or eats memory is for our parent to find, and for the properties.
+        *("-timeout=60", "-rss_limit_mb=0", "-detect_leaks=0"),
+        *(f"-handle_{name}=0" for name in ("segv", "abrt", "bus", "fpe", "ill")),
+        *("-len_control=0", "-print_final_stats=1"),
+    ]
     atheris.Setup(arguments, lambda data: _once(data, check, slot, options), custom_mutator=mutant)
     atheris.Fuzz()
 
