@@ -153,6 +153,8 @@ def _read(data: bytes, *, max_bytes: int) -> tuple[Dataset, UID]:
 def _check(header: Dataset, *, max_pixels: int, max_frames: int) -> int:
     """Limits and plausibility, on the header alone; returns the number of frames."""
     if not any(name in header for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
+        if "Rows" in header:
+            raise UnusableImage("The DICOM file ends before its pixels.")
         raise UnusableImage(
             "The DICOM file has no pixels: reports, structure sets and documents are no images.",
             code="not_an_image",

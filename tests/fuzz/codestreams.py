@@ -11,7 +11,7 @@ def segments(data: bytes, rng: random.Random) -> bytes:
     """JPEG, JPEG-LS and JPEG 2000: segments of FF, marker, length (T.81 B.1.1, T.800 A.1)."""
     parts, at = [data[:2]], 2
     while at + 4 <= len(data) and data[at] == 0xFF:
-        end = at + 2 + int.fromdamaged(data[at + 2 : at + 4], "big")
+        end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
         parts.append(data[at:end])
         at = end
     parts.append(data[at:])

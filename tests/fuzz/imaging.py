@@ -125,24 +125,23 @@ def _child(options: argparse.Namespace) -> int:
     from tests.fuzz.mutations import mutate
 
     properties.as_in_workers()
-    inputs: dict[str, list[tuple[bytes, Check]]] = {}
-    for name, files, check in (
-        ("image", seeds.images, properties.image),
-        ("url", seeds.urls, properties.url),
-        ("body", seeds.bodies, properties.body),
-    ):
-        inputs[name] = (
-            [(data, check) for data in files().values()] if name == options.target else []
-        )
-    inputs["codecs"] = [
-        (data, properties.codestream(syntax))
-        for syntax, streams in seeds.codestreams().items()
-        for data in streams
-    ]
+    chosen: list[tuple[bytes, Check]]
+    match options.target:
+        case "image":
+            chosen = [(data, properties.image) for data in seeds.images().values()]
+        case "url":
+            chosen = [(data, properties.url) for data in seeds.urls().values()]
+        case "body":
+            chosen = [(data, properties.body) for data in seeds.bodies().values()]
+        case _:
+            chosen = [
+                (data, properties.codestream(syntax))
+                for syntax, streams in seeds.codestreams().items()
+                for data in streams
+            ]
     slot = _Slot(options.child)
     # After the libraries, which reserve much that they never use.
     resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE, ADDRESS_SPACE))
-    chosen = inputs[options.target]
     if options.engine == "atheris":
         _with_atheris(options, [data for data, _ in chosen], chosen[0][1], mutate, slot)
     rng = random.Random(options.seed)

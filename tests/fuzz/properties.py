@@ -12,7 +12,7 @@ import warnings
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pydicom
 from pydicom import uid
@@ -49,6 +49,9 @@ _WANTED = (
 )
 _DECLARED = (*[None] * 60, "image/png", "image/jpeg", "application/dicom")
 _ACTIONS: tuple[Any, ...] = ("flag", "flag", "flag", "mask", "refuse")
+
+
+T = TypeVar("T")
 
 
 class Broken(AssertionError):
@@ -215,7 +218,7 @@ def _silent(text: bytes, what: str) -> None:
     _hold(not any(marker in text for marker in MARKERS), f"the {what} quotes the input")
 
 
-def _within_bounds(work: Callable[[], Any]) -> Any:
+def _within_bounds(work: Callable[[], T]) -> T:
     before = _resident(reset=True)
     started = time.monotonic()
     try:

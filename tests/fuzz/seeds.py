@@ -207,7 +207,7 @@ def bodies() -> dict[str, bytes]:
     look_alike = {"type": "text", "text": data_url}
     contents = ([image, text], [image, image], [remote, look_alike], [image, look_alike], [text])
     messages = [{"role": "user", "content": content} for content in contents]
-    found = [{"model": "m", "messages": [message]} for message in messages]
+    found: list[dict[str, Any]] = [{"model": "m", "messages": [one]} for one in messages]
     found.append({"model": "m", "messages": messages, "metadata": {"a": data_url}, "n": 2})
     found.append({"model": data_url, "messages": [{"role": "user", "content": data_url}]})
     return {f"body-{number}": json.dumps(body).encode() for number, body in enumerate(found)}

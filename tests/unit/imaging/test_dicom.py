@@ -422,6 +422,13 @@ def test_what_is_no_image_is_refused(name: str) -> None:
     assert caught.value.code == "not_an_image"
 
 
+def test_a_file_that_ends_before_its_pixels_is_damaged_and_no_report() -> None:
+    data = dicom(COUNTS)
+    with pytest.raises(UnusableImage) as caught:
+        render(data[: data.index(b"\xe0\x7f\x10\x00")])
+    assert caught.value.code == "unusable_image"
+
+
 def _changed(data: bytes, **attributes: Any) -> bytes:
     dataset = pydicom.dcmread(BytesIO(data))
     for keyword, value in attributes.items():

@@ -25,7 +25,7 @@ from serve.imaging.dicom import render
 from serve.imaging.intake import Prepared, Rules, prepare
 from serve.imaging.sources import Wanted
 from serve.imaging.workers import Workers
-from serve.protocol import parse_request
+from serve.protocol import TextPart, parse_request
 from tests.dicoms import dicom, written
 from tests.fuzz import properties, seeds
 from tests.fuzz.mutations import mutate
@@ -49,7 +49,7 @@ def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
 
 def compressed(pixels: np.ndarray, syntax: uid.UID) -> bytes:
     dataset = pydicom.dcmread(io.BytesIO(dicom(pixels, syntax)))
-    return next(generate_frames(dataset.PixelData, number_of_frames=1))
+    return bytes(next(generate_frames(dataset.PixelData, number_of_frames=1)))
 
 
 def with_frame(pixels: np.ndarray, syntax: uid.UID, frame: bytes) -> bytes:
@@ -137,8 +137,7 @@ def test_a_marker_without_a_length_does_not_hide_the_frame_header(marker: int) -
     # A decoder goes on at the large header; who reads a length there arrives at the small one.
     hidden = _sof(60_000, 60_000)
     skipped = 0xFFC0
-    data = b"\xff\xd8\xff" + bytes([marker]) + hidden
-    data = data.ljust(4 + skipped, b"\0") + _sof(16, 16)
+    data = (b"\xff\xd8\xff" + bytes([marker]) + hidden).ljust(4 + skipped, b"\0") + _sof(16, 16)
     with pytest.raises(UnusableImage):
         codestream_size(data)
 
@@ -217,6 +216,14 @@ def _htj2k(data: bytes) -> tuple[int, ...]:
     return shape
 
 
+def _short_quantisation() -> bytes:
+    """Steps for one of the bands that the codestream has (QCD, T.800 A.6.4)."""
+    frame = compressed(BYTES, uid.HTJ2KLossless)
+    at = frame.index(b"\xff\x5c")
+    length = int.from_bytes(frame[at + 2 : at + 4], "big")
+    return frame[:at] + b"\xff\x5c\x00\x03" + frame[at + 4 : at + 5] + frame[at + 2 + length :]
+
+
 def _without_tiles() -> bytes:
     frame = bytearray(compressed(BYTES, uid.HTJ2KLossless).rstrip(b"\0"))
     frame[24:32] = bytes(8)
@@ -230,8 +237,9 @@ def _without_tiles() -> bytes:
         (prepared, with_frame(BYTES, uid.HTJ2KLossless, _without_tiles())),
         # What the checks above keep away from the decoder: it divides by zero.
         (_htj2k, _without_tiles()),
+        (prepared, with_frame(BYTES, uid.HTJ2KLossless, _short_quantisation())),
     ],
-    ids=["panic", "refused before", "division by zero"],
+    ids=["panic", "refused before", "division by zero", "segmentation fault"],
 )
 async def test_what_crashes_a_decoder_costs_one_image(
     workers: Workers, work: Callable[[bytes], object], data: bytes
@@ -250,7 +258,9 @@ def test_a_text_that_looks_like_an_image_stays_text_beside_an_image_elsewhere() 
     content = [remote, {"type": "text", "text": look_alike}]
     body = {"model": "m", "messages": [{"role": "user", "content": content}]}
     request, _ = parse_request(json.dumps(body).encode())
-    assert request.messages[0].content[1].text == look_alike
+    part = request.messages[0].content[1]
+    assert isinstance(part, TextPart)
+    assert part.text == look_alike
 
 
 # --- a little of everything -----------------------------------------------------------------------
