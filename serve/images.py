@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
+
+import anyio
 
 from serve import metrics
 from serve.body import Body
@@ -19,6 +22,9 @@ from serve.imaging.fetch import Fetcher
 from serve.imaging.intake import Prepared, Rules, prepare, sniff
 from serve.imaging.sources import DICOM, Inline, Wanted
 from serve.settings import Imaging
+
+# Where in a request an image is: the message, and the part of its content, from 0.
+Place = tuple[int, int]
 
 
 class Intake(Protocol):
@@ -45,6 +51,31 @@ class Images:
         self._rules = rules
         self._intake = intake
         self._fetcher = Fetcher(settings)
+
+    async def take_all(self, urls: Mapping[Place, str], inline: Body) -> dict[Place, TakenImage]:
+        """Takes in all images of a request at once.
+
+        Raises:
+            ApiError: of the first one that cannot be used; the others are given up.
+        """
+        taken: dict[Place, TakenImage] = {}
+        refused: list[ApiError] = []
+
+        async def take(place: Place, url: str) -> None:
+            message, part = place
+            try:
+                param = f"messages.{message}.content.{part}"
+                taken[place] = await self.take(url, inline, param=param)
+            except ApiError as error:  # kept out of the task group, which would wrap it
+                refused.append(error)
+                tasks.cancel_scope.cancel()
+
+        async with anyio.create_task_group() as tasks:
+            for place, url in urls.items():
+                tasks.start_soon(take, place, url)
+        if refused:
+            raise refused[0]
+        return {place: taken[place] for place in urls}
 
     async def take(self, url: str, inline: Body, *, param: str) -> TakenImage:
         """Gets, decodes and de-identifies one image.

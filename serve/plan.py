@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from guardrails import templates
@@ -20,7 +20,7 @@ from serve import metrics, protocol
 from serve.body import Body
 from serve.engine import Prompt, PromptImage, Sampling, Turn
 from serve.errors import BadRequest, ContentFiltered, GuardFailed, NotFound, TooLarge
-from serve.images import Images, TakenImage
+from serve.images import Images, Place, TakenImage
 from serve.protocol import ChatCompletionRequest
 from serve.settings import MODEL_ID, Limits
 
@@ -70,7 +70,12 @@ async def make_plan(
     template, answer_format = _choose_template(request)
     # A long text takes the rules some 100 ms, which streams beside it should not feel.
     texts, verdicts = await asyncio.to_thread(_checked_texts, request, policy)
-    taken = await _take_images(request, inline, images)
+    urls = {
+        (position, number): part.image_url.url
+        for position, message in enumerate(request.messages)
+        for number, part in _image_parts(message)
+    }
+    taken = await images.take_all(urls, inline)
     turns = _conversation(request, texts, policy, template, answer_format, taken)
     return Plan(
         id=f"chatcmpl-{request_id}",
@@ -86,7 +91,7 @@ async def make_plan(
             if isinstance(message, protocol.UserMessage)
         ),
         verdicts=verdicts,
-        images=tuple(image for position in sorted(taken) for image in taken[position]),
+        images=tuple(taken.values()),
         prompt=Prompt(turns=turns, cache_salt=principal),
         sampling=_sampling(request, template, answer_format, limits),
         include_usage=bool(request.stream_options and request.stream_options.include_usage),
@@ -189,33 +194,6 @@ def _template_of_format(request: ChatCompletionRequest) -> Template | None:
             return None
 
 
-async def _take_images(
-    request: ChatCompletionRequest, inline: Body, images: Images
-) -> dict[int, list[TakenImage]]:
-    """The images of each message that has any, by its position; all are taken in at once.
-
-    Raises:
-        ApiError: the first one that cannot be used. The others are given up.
-    """
-    tasks = {
-        position: [
-            asyncio.ensure_future(
-                images.take(
-                    part.image_url.url, inline, param=f"messages.{position}.content.{number}"
-                )
-            )
-            for number, part in parts
-        ]
-        for position, message in enumerate(request.messages)
-        if (parts := _image_parts(message))
-    }
-    try:
-        return {position: list(await asyncio.gather(*some)) for position, some in tasks.items()}
-    finally:
-        for task in (task for some in tasks.values() for task in some):
-            task.cancel()
-
-
 def _named(taken: Sequence[TakenImage], param: str) -> str:
     """A line that says which image is of which study, where the request says so.
 
@@ -243,7 +221,7 @@ def _conversation(
     policy: Policy,
     template: Template,
     answer_format: AnswerFormat,
-    taken: dict[int, list[TakenImage]],
+    taken: Mapping[Place, TakenImage],
 ) -> tuple[Turn, ...]:
     """The turns the model reads: our preamble first, whatever the client's system text says."""
     system = [policy.file.preamble]
@@ -260,7 +238,7 @@ def _conversation(
                     text = templates.question_prompt(
                         text, template, answer_format, policy.instructions
                     )
-                images = taken.get(position, [])
+                images = [image for place, image in taken.items() if place[0] == position]
                 text = _named(images, f"messages.{position}") + text
                 seen = (PromptImage(one.prepared.image, one.prepared.digest) for one in images)
                 turns.append(Turn("user", text, tuple(seen)))

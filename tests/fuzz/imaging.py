@@ -178,7 +178,7 @@ def _with_atheris(
         f"-max_len={_SLOT // 16}",
         f"-artifact_prefix={options.finds}/",
         # What hangs, crashes or eats memory is for our parent to find, and for the properties.
-        *("-timeout=60", "-rss_limit_mb=0", "-detect_leaks=0"),
+        *("-timeout=1200", "-rss_limit_mb=0", "-detect_leaks=0"),
         *(f"-handle_{name}=0" for name in ("segv", "abrt", "bus", "fpe", "ill")),
         *("-len_control=0", "-print_final_stats=1"),
     ]

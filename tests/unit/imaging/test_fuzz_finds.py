@@ -7,6 +7,7 @@ import json
 import random
 import struct
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -150,7 +151,7 @@ def test_the_codestream_of_a_jp2_is_the_one_in_its_box() -> None:
     data = start + box(b"xml ", _siz(2, 2)) + box(b"jp2c", _siz(500, 400))
     assert codestream_size(data) == (500, 400)
     whole = imagecodecs.jpeg2k_encode(BYTES, level=0, codecformat="JP2", reversible=True)
-    assert codestream_size(whole) == (16, 16)
+    assert codestream_size(bytes(whole)) == (16, 16)
     with pytest.raises(UnusableImage):
         codestream_size(start + box(b"xml ", _siz(2, 2)))
 
@@ -247,6 +248,24 @@ async def test_what_crashes_a_decoder_costs_one_image(
     with pytest.raises(UnusableImage):
         await workers.run(work, data)
     assert await workers.run(abs, -1) == 1
+
+
+def test_a_million_items_in_a_small_deflated_file_are_refused_unread() -> None:
+    syntax = uid.DeflatedExplicitVRLittleEndian
+    data = dicom(BYTES, syntax)
+    length = struct.unpack_from("<I", data, 140)[0]  # of the meta group, which begins at 132
+    start = 144 + length
+    items = b"\xfe\xff\x00\xe0\0\0\0\0" * 1_000_000
+    sequence = struct.pack("<2H2sHI", 0x5200, 0x9229, b"SQ", 0, len(items)) + items
+    packer = zlib.compressobj(9, wbits=-zlib.MAX_WBITS)
+    inner = zlib.decompress(data[start:], -zlib.MAX_WBITS)
+    at = inner.index(b"\xe0\x7f\x10\x00")
+    packed = packer.compress(inner[:at] + sequence + inner[at:]) + packer.flush()
+    started = time.monotonic()
+    with pytest.raises(TooLarge):
+        prepared(data[:start] + packed)
+    assert len(packed) < 20_000
+    assert time.monotonic() - started < 3
 
 
 # --- request bodies -------------------------------------------------------------------------------
