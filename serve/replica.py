@@ -218,7 +218,7 @@ class LlavaMedServer(LLMServer):  # type: ignore[misc]
 
     async def __serve_build_asgi_app__(self) -> ASGIApp:
         """Our edge in place of vLLM's app; only after the engine has generated a token."""
-        # A thread that has Python's lock is asked for it after 5 ms by default; streams wait so long.
+        # A thread that has Python's lock keeps it for 5 ms by default, and streams wait so long.
         sys.setswitchinterval(SWITCH_INTERVAL_S)
         self._loop_watch = asyncio.create_task(loop_lag.watch())
         engine = VllmEngine(self.engine._engine_client)  # noqa: SLF001  # Ray offers no other way to it

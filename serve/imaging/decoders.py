@@ -6,8 +6,7 @@
 | RLE Lossless | pylibjpeg-rle | pydicom's own is pure Python |
 | JPEG (baseline, extended, lossless) | imagecodecs: libjpeg-turbo 3 | 8 to 16 bits; 5x as fast |
 | JPEG-LS | imagecodecs: CharLS | what pyjpegls wraps |
-| JPEG 2000 | imagecodecs: OpenJPEG | takes several threads |
-| HTJ2K | imagecodecs: OpenJPH | 2x as fast as OpenJPEG |
+| JPEG 2000, HTJ2K | imagecodecs: OpenJPEG | takes several threads; OpenJPH crashed when fuzzed |
 
 pylibjpeg-libjpeg (GPL-3.0) and python-gdcm are left out, and never picked up when they happen to be
 installed: the decoder is always named. Measured in docs/imaging.md.
@@ -16,7 +15,6 @@ installed: the decoder is always named. Measured in docs/imaging.md.
 from __future__ import annotations
 
 import struct
-import sys
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -138,8 +136,6 @@ def decode_with_imagecodecs(source: bytes, runner: DecodeRunner) -> memoryview:
         array = _jpeg(source, runner)
     elif syntax in _JPEG_LS:
         array = imagecodecs.jpegls_decode(source)
-    elif syntax in _HTJ2K:
-        array = _htj2k(source)
     else:
         array = imagecodecs.jpeg2k_decode(source, numthreads=J2K_THREADS)
     runner.set_option("bits_allocated", 8 * array.dtype.itemsize)
@@ -151,26 +147,6 @@ def decode_with_imagecodecs(source: bytes, runner: DecodeRunner) -> memoryview:
         ):
             runner.set_option("photometric_interpretation", PhotometricInterpretation.RGB)
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
-
-
-def _htj2k(source: bytes) -> np.ndarray:
-    """Decodes, and raises what imagecodecs 2026.3.6 does not: an error in the middle of an image.
-
-    OpenJPH's exception arrives where Cython cannot raise it: Python is told, the caller gets the
-    rest of the image black. One image at a time is decoded in a process, so the hook is this one's.
-    """
-    import imagecodecs
-
-    unraisable: list[type[BaseException]] = []
-    hook = sys.unraisablehook
-    sys.unraisablehook = lambda raised: unraisable.append(raised.exc_type)
-    try:
-        array: np.ndarray = imagecodecs.htj2k_decode(source)
-    finally:
-        sys.unraisablehook = hook
-    if unraisable:
-        raise UnusableImage("The DICOM file's image data is damaged.")
-    return array
 
 
 def _jpeg(source: bytes, runner: DecodeRunner) -> np.ndarray:
@@ -210,7 +186,6 @@ def codestream_size(source: bytes) -> tuple[int, int]:
     if source[start : start + 4] == b"\xff\x4f\xff\x51":
         if len(source) >= start + 32:
             x1, y1, x0, y0, *tile = struct.unpack_from(">6I", source, start + 8)
-            # OpenJPH 0.26.3 divides by the tile's size, and does not end where x0 is beyond x1.
             if y1 > y0 and x1 > x0 and all(tile):
                 return y1 - y0, x1 - x0
     else:

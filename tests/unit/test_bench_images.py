@@ -1,4 +1,4 @@
-"""The files of the service's benchmark show the same picture, so that their answers are the same."""
+"""The files of the service's benchmark show one picture, so that their answers are the same."""
 
 from __future__ import annotations
 

@@ -146,8 +146,8 @@ def test_long_base64_is_decoded_piece_by_piece_and_as_strictly(size: int) -> Non
 
 @given(st.text(max_size=200))
 def test_no_text_makes_it_fall_over(text: str) -> None:
-    for url in (text, "data:" + text, "dicomweb:" + text, "https:" + text):
+    for scheme in ("", "data:", "dicomweb:", "https:"):
         try:
-            parse(url, param="p")
+            parse(f"{scheme}{text}planted", param="p")
         except (BadRequest, UnsupportedMedia) as error:
-            assert text not in error.message or len(text) < 4
+            assert "planted" not in error.message
