@@ -62,6 +62,7 @@ bench: $(READY)  ## Side by side with bare vLLM; one JSON object on the last lin
 	$(BIN)/python -m tests.bench.guardrails
 	$(BIN)/python -m tests.bench.imaging
 	$(BIN)/python -m tests.bench.ocr
+	$(BIN)/python -m tests.bench.images
 	$(BIN)/python -m tests.bench.rails
 	$(BIN)/python -m tests.bench
 

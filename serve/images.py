@@ -21,6 +21,7 @@ from serve.imaging import raster, sources
 from serve.imaging.fetch import Fetcher
 from serve.imaging.intake import Prepared, Rules, prepare, sniff
 from serve.imaging.sources import DICOM, Inline, Wanted
+from serve.recent_images import RecentImages
 from serve.settings import Imaging
 
 # Where in a request an image is: the message, and the part of its content, from 0.
@@ -51,9 +52,12 @@ class Images:
         self._rules = rules
         self._intake = intake
         self._fetcher = Fetcher(settings)
+        self._recent = RecentImages(settings.recent_images)
 
-    async def take_all(self, urls: Mapping[Place, str], inline: Body) -> dict[Place, TakenImage]:
-        """Takes in all images of a request at once.
+    async def take_all(
+        self, urls: Mapping[Place, str], inline: Body, *, principal: str
+    ) -> dict[Place, TakenImage]:
+        """Takes in all images of a principal's request at once.
 
         Raises:
             ApiError: of the first one that cannot be used; the others are given up.
@@ -65,7 +69,7 @@ class Images:
             message, part = place
             try:
                 param = f"messages.{message}.content.{part}"
-                taken[place] = await self.take(url, inline, param=param)
+                taken[place] = await self.take(url, inline, principal=principal, param=param)
             except ApiError as error:  # kept out of the task group, which would wrap it
                 refused.append(error)
                 tasks.cancel_scope.cancel()
@@ -77,7 +81,7 @@ class Images:
             raise refused[0]
         return {place: taken[place] for place in urls}
 
-    async def take(self, url: str, inline: Body, *, param: str) -> TakenImage:
+    async def take(self, url: str, inline: Body, *, principal: str, param: str) -> TakenImage:
         """Gets, decodes and de-identifies one image.
 
         Raises:
@@ -94,10 +98,10 @@ class Images:
                 else await self._fetcher.get(source, param=param)
             )
             kind = sniff(data)
-            if self._is_light(data, kind):
-                prepared = await asyncio.to_thread(prepare, data, declared, wanted, self._rules)
-            else:
-                prepared = await self._intake.prepare(data, declared, wanted)
+            name = await asyncio.to_thread(self._recent.name, data, declared, wanted, principal)
+            prepared = await self._recent.get(
+                name, lambda: self._decoded(data, kind, declared, wanted)
+            )
         except ApiError as error:
             error.param = param
             metrics.image_refused(kind, error.code)
@@ -105,7 +109,14 @@ class Images:
         metrics.image_taken(kind, time.perf_counter() - started)
         return TakenImage(prepared, wanted)
 
-    def _is_light(self, data: bytes, kind: str) -> bool:
-        if kind == DICOM or self._rules.ocr:
-            return False
-        return raster.is_light(data, max_pixels=self._settings.light_pixels)
+    async def _decoded(
+        self, data: bytes, kind: str, declared: str | None, wanted: Wanted
+    ) -> Prepared:
+        light = (
+            kind != DICOM
+            and not self._rules.ocr
+            and raster.is_light(data, max_pixels=self._settings.light_pixels)
+        )
+        if light:
+            return await asyncio.to_thread(prepare, data, declared, wanted, self._rules)
+        return await self._intake.prepare(data, declared, wanted)

@@ -41,6 +41,11 @@ IMAGE_SECONDS = Histogram(
     buckets=(0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20),
 )
 
+IMAGE_REUSE = Counter(
+    "llava_med_image_reuse",
+    "Images that were decoded for an earlier question (hit), or not yet (miss).",
+    ["outcome"],
+)
 LOOP_LAG = Histogram(
     "llava_med_event_loop_lag_seconds",
     "How late the replica's event loop ran for reasons of its own process.",
@@ -51,6 +56,11 @@ LOOP_LAG = Histogram(
 def loop_late(seconds: float) -> None:
     """Records one look at the event loop."""
     LOOP_LAG.observe(seconds)
+
+
+def image_asked_for(*, known: bool) -> None:
+    """Counts whether an image was at hand."""
+    IMAGE_REUSE.labels("hit" if known else "miss").inc()
 
 
 def image_taken(kind: str, seconds: float) -> None:

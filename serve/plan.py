@@ -75,7 +75,7 @@ async def make_plan(
         for position, message in enumerate(request.messages)
         for number, part in _image_parts(message)
     }
-    taken = await images.take_all(urls, inline)
+    taken = await images.take_all(urls, inline, principal=principal)
     turns = _conversation(request, texts, policy, template, answer_format, taken)
     return Plan(
         id=f"chatcmpl-{request_id}",

@@ -124,6 +124,12 @@ class Imaging(BaseModel):
         description="PNG and JPEG up to this many pixels are decoded in the replica; larger ones, "
         "and all DICOM, in ImageIntake.",
     )
+    recent_images: int = Field(
+        default=64,
+        ge=0,
+        description="Images that a replica keeps as the model sees them (0.3 MB each), so that "
+        "several questions about one decode it once; 0: none.",
+    )
     max_frames: int = Field(default=10_000, gt=0, description="Frames of one DICOM instance.")
     replicas: int = Field(default=1, gt=0, description="ImageIntake replicas, at least.")
     max_replicas: int = Field(

@@ -1,7 +1,8 @@
 """``make bench``: the service with DICOM, beside PNG and JPEG of the same pictures.
 
 One running service; rounds alternate between the files, so that whatever else the machine does
-falls on all of them. Answers are the same, since the pixels are. Prints a table; the last line is
+falls on all of them. Answers are the same, since the pixels are. Each file is asked about for the
+first time (a few bytes at its end make it another one) and again. Prints a table; the last line is
 one JSON object.
 """
 
@@ -10,10 +11,14 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
+import itertools
 import json
 import secrets
 import signal
+import sys
 import tempfile
+import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +30,15 @@ from rich.progress import track
 from rich.table import Table
 
 from serve.phantom.draw import Phantom, draw
-from tests.bench.load import CLIENTS, Round, rate, run_round, summary, this_service
+from tests.bench.load import CLIENTS, Round, Server, rate, run_round, summary, this_service
 from tests.dicoms import dicom
 from tests.running import free_port, start, wait_ready
 
-ROUNDS = 5
+ROUNDS = 3
 PICTURES = 4
 REQUESTS = {512: {1: 20, 8: 64}, 2048: {1: 10, 8: 32}}  # a round, by side and clients
-console = Console()
+# Wide enough for the table where nobody says how wide it may be.
+console = Console(width=None if sys.stdout.isatty() else 120)
 
 
 def _grey(side: int, seed: int) -> np.ndarray:
@@ -42,17 +48,26 @@ def _grey(side: int, seed: int) -> np.ndarray:
     return (np.asarray(chest) + noise).clip(0, 255).astype(np.uint8)
 
 
-def _url(data: bytes, media_type: str) -> str:
-    return f"data:{media_type};base64,{base64.b64encode(data).decode()}"
+@dataclass(frozen=True)
+class File:
+    """An image file."""
+
+    media_type: str
+    data: bytes
+
+    def url(self, number: int | None = None) -> str:
+        """As a data URL; with a number, a file that nobody has seen, of the same picture."""
+        end = b"" if number is None else number.to_bytes(8, "little")
+        return f"data:{self.media_type};base64,{base64.b64encode(self.data + end).decode()}"
 
 
-def _raster(grey: np.ndarray, kind: str) -> str:
+def _raster(grey: np.ndarray, kind: str) -> File:
     file = io.BytesIO()
     Image.fromarray(grey).save(file, kind)
-    return _url(file.getvalue(), f"image/{kind.lower()}")
+    return File(f"image/{kind.lower()}", file.getvalue())
 
 
-def _dicom(grey: np.ndarray, syntax: uid.UID) -> str:
+def _dicom(grey: np.ndarray, syntax: uid.UID) -> File:
     """The same picture in 12 bits: a window takes it back to the same 8."""
     data = dicom(
         grey.astype(np.uint16) << 4,
@@ -64,7 +79,7 @@ def _dicom(grey: np.ndarray, syntax: uid.UID) -> str:
         WindowWidth=4080,
         VOILUTFunction="LINEAR_EXACT",
     )
-    return _url(data, "application/dicom")
+    return File("application/dicom", data)
 
 
 FILES = {
@@ -87,39 +102,47 @@ def main() -> None:
         report: dict[str, Any] = {"images": {}}
         for side, requests in REQUESTS.items():
             greys = [_grey(side, seed) for seed in range(PICTURES)]
-            images = {name: [encode(grey) for grey in greys] for name, encode in FILES.items()}
-            rounds: dict[tuple[int, str], list[Round]] = {}
-            for clients in CLIENTS:
-                for number in track(range(ROUNDS + 1), f"{side}², {clients}", console=console):
-                    for name, urls in images.items():
-                        one = asyncio.run(
-                            run_round(server, urls, clients, requests=requests[clients])
-                        )
-                        if number:  # the first one warms up
-                            rounds.setdefault((clients, name), []).append(one)
+            files = {name: [encode(grey) for grey in greys] for name, encode in FILES.items()}
             report["images"][side] = {
-                name: {
-                    "bytes": len(urls[0]) * 3 // 4,
-                    **{clients: summary(rounds[clients, name]) for clients in CLIENTS},
-                }
-                for name, urls in images.items()
+                name: {"bytes": len(several[0].data)} for name, several in files.items()
             }
+            for clients in CLIENTS:
+                rounds = _rounds(server, files, clients, requests[clients], f"{side}², {clients}")
+                for (name, asked), some in rounds.items():
+                    report["images"][side][name].setdefault(asked, {})[clients] = summary(some)
     finally:
         process.send_signal(signal.SIGINT)
         process.wait(60)
     _print(report)
 
 
+def _rounds(
+    server: Server, files: dict[str, list[File]], clients: int, requests: int, title: str
+) -> dict[tuple[str, str], list[Round]]:
+    rounds: dict[tuple[str, str], list[Round]] = {}
+    serial = itertools.count(time.time_ns())
+    for number in track(range(ROUNDS + 1), title, console=console):
+        for name, several in files.items():
+            new = [several[n % PICTURES].url(next(serial)) for n in range(requests)]
+            known = [file.url() for file in several]
+            for asked, urls in (("first", new), ("again", known)):
+                one = asyncio.run(run_round(server, urls, clients, requests=requests))
+                if number:  # the first one warms up
+                    rounds.setdefault((name, asked), []).append(one)
+    return rounds
+
+
 def _print(report: dict[str, Any]) -> None:
-    table = Table("picture", "file", "MB", "clients", "requests/s", "latency p50 ms", "of PNG")
+    table = Table("picture", "file", "MB", "asked", "clients", "requests/s", "p50 ms", "of PNG")
     for side, files in report["images"].items():
         for name, rows in files.items():
-            for clients in CLIENTS:
-                row, png = rows[clients], files["PNG"][clients]
+            for asked, clients in itertools.product(("first", "again"), CLIENTS):
+                row, png = rows[asked][clients], files["PNG"][asked][clients]
                 table.add_row(
                     f"{side}²",
                     name,
                     f"{rows['bytes'] / 1e6:.2f}",
+                    asked,
                     str(clients),
                     rate(row),
                     f"{row['latency_ms_p50']:.0f}",

@@ -13,8 +13,8 @@ from tests.unit.taking_images import RULES
 GREY = _grey(200, seed=1)
 
 
-def _prepared(name: str) -> Prepared:
-    source, wanted = parse(FILES[name](GREY), whole(b""), param="p")
+def _prepared(name: str, number: int | None = None) -> Prepared:
+    source, wanted = parse(FILES[name](GREY).url(number), whole(b""), param="p")
     assert isinstance(source, Inline)
     return prepare(source.data, source.media_type, wanted, RULES)
 
@@ -22,6 +22,11 @@ def _prepared(name: str) -> Prepared:
 @pytest.mark.parametrize("name", [name for name in FILES if name != "JPEG"])
 def test_every_lossless_file_is_the_same_picture(name: str) -> None:
     assert _prepared(name).pixels == _prepared("PNG").pixels
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_another_file_is_the_same_picture(name: str) -> None:
+    assert _prepared(name, 7).pixels == _prepared(name).pixels
 
 
 def test_the_lossy_one_is_another() -> None:

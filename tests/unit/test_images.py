@@ -58,7 +58,7 @@ async def test_light_images_are_decoded_here_and_heavy_ones_elsewhere(
     url: str, elsewhere: int
 ) -> None:
     intake = Counting()
-    await Images(load().imaging, RULES, intake).take(url, whole(b""), param="p")
+    await Images(load().imaging, RULES, intake).take(url, whole(b""), principal="me", param="p")
     assert intake.calls == elsewhere
 
 
@@ -76,7 +76,7 @@ async def test_light_images_are_decoded_here_and_heavy_ones_elsewhere(
 )
 async def test_a_refusal_names_the_part_of_the_request(url: str, code: str) -> None:
     with pytest.raises(ApiError) as caught:
-        await images(load()).take(url, whole(b""), param="messages.0.content.3")
+        await images(load()).take(url, whole(b""), principal="me", param="messages.0.content.3")
     assert (caught.value.code, caught.value.param) == (code, "messages.0.content.3")
 
 
