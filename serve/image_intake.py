@@ -91,7 +91,7 @@ def build_image_intake(settings: Settings, rules: Rules) -> Application:
     return ray_serve.deployment(
         ImageIntake,
         name="ImageIntake",
-        ray_actor_options={"num_cpus": 0 if imaging.max_replicas == 1 else imaging.workers},
+        ray_actor_options={"num_cpus": imaging.num_cpus},
         autoscaling_config={
             "min_replicas": imaging.replicas,
             "max_replicas": max(imaging.replicas, imaging.max_replicas),

@@ -138,6 +138,12 @@ class Imaging(BaseModel):
     workers: int = Field(
         default=2, gt=0, description="Decoding processes of one ImageIntake replica."
     )
+    num_cpus: float = Field(
+        default=0,
+        ge=0,
+        description="CPUs that Ray sets aside for one ImageIntake replica. On a cluster, as many as "
+        "workers.",
+    )
     max_queued: int = Field(
         default=64,
         gt=0,

@@ -123,7 +123,7 @@ def ours(path: Path, wanted: Wanted = Wanted()) -> Rendered:  # noqa: B008
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # as in the worker
-        return dicom.render(path.read_bytes(), wanted, max_pixels=1 << 24, max_frames=1000)
+        return dicom.opened(path.read_bytes(), max_pixels=1 << 24, max_frames=1000).render(wanted)
 
 
 def theirs(path: Path, options: Sequence[str] = (), *, deep: bool = False) -> np.ndarray:

@@ -11,14 +11,17 @@ import io
 import os
 import stat
 import time
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Literal
 
 from PIL import Image
 from pydicom import dcmread
 
 from serve.errors import ApiError, BadRequest, TooLarge, UnusableImage
-from serve.imaging.intake import Decoded, Rules, decode, sniff
+from serve.imaging import dicom
+from serve.imaging.intake import Decoded, Rules, decode, decode_dicom, sniff
 from serve.imaging.sources import DICOM, Wanted
 from serve.imaging.square import to_square
 
@@ -86,22 +89,15 @@ def convert(entry: Entry, frame: int | None, job: Job, temporary: str) -> Row:
     started = time.perf_counter()
     row = Row(entry.number)
     try:
-        data = _read(entry.path, job.max_bytes)
+        source = _source(entry.path, _stamp(entry.path), job)
+    except _NotTakenError as refused:
+        row = replace(row, kind=refused.kind)
+        return _ended(row, started, refused.outcome, refused.code)
+    row = replace(row, kind=source.kind, frame=frame if source.kind == DICOM else None)
+    try:
+        decoded = _decode(source, row, job)
     except ApiError as error:
         return _ended(row, started, "failed", error.code)
-    try:
-        kind = sniff(data)
-    except ApiError as error:
-        return _ended(row, started, "skipped", error.code)
-    row = replace(row, kind=kind, frame=frame if kind == DICOM else None)
-    try:
-        decoded = _decode(data, row, job)
-    except ApiError as error:
-        if error.code != "not_an_image":
-            return _ended(row, started, "failed", error.code)
-        if _should_have_pixels(data):
-            return _ended(row, started, "failed", UnusableImage.code)
-        return _ended(row, started, "skipped", error.code)
     image = to_square(decoded.image, job.rules.side) if job.square else decoded.image
     png = _png(image)
     try:
@@ -117,6 +113,55 @@ def convert(entry: Entry, frame: int | None, job: Job, temporary: str) -> Row:
 def _ended(row: Row, started: float, outcome: Outcome, code: str) -> Row:
     seconds = round(time.perf_counter() - started, 4)
     return replace(row, outcome=outcome, code=code, seconds=seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """A file's bytes, or for DICOM what was read of it."""
+
+    kind: str
+    file: bytes | dicom.File
+
+
+class _NotTakenError(Exception):
+    """A file of which nothing is decoded."""
+
+    def __init__(self, outcome: Outcome, code: str, kind: str = "") -> None:
+        super().__init__(code)
+        self.outcome, self.code, self.kind = outcome, code, kind
+
+
+def _stamp(path: str) -> tuple[int, ...]:
+    """Tells a file from one that took its place."""
+    with suppress(OSError):
+        status = os.lstat(path)
+        return status.st_ino, status.st_size, status.st_mtime_ns
+    return ()
+
+
+@lru_cache(maxsize=1)
+def _source(path: str, _stamp: tuple[int, ...], job: Job) -> _Source:
+    """Reads a file; the last one is kept, so that a process reads it once for all its frames."""
+    try:
+        data = _read(path, job.max_bytes)
+    except ApiError as error:
+        raise _NotTakenError("failed", error.code) from None
+    try:
+        kind = sniff(data)
+    except ApiError as error:
+        raise _NotTakenError("skipped", error.code) from None
+    if kind != DICOM:
+        return _Source(kind, data)
+    rules = job.rules
+    try:
+        opened = dicom.opened(data, max_pixels=rules.max_pixels, max_frames=rules.max_frames)
+    except ApiError as error:
+        if error.code != "not_an_image":
+            raise _NotTakenError("failed", error.code, kind) from None
+        if _should_have_pixels(data):
+            raise _NotTakenError("failed", UnusableImage.code, kind) from None
+        raise _NotTakenError("skipped", error.code, kind) from None
+    return _Source(kind, opened)
 
 
 def _read(path: str, max_bytes: int) -> bytes:
@@ -136,20 +181,20 @@ def _read(path: str, max_bytes: int) -> bytes:
     return data
 
 
-def _decode(data: bytes, row: Row, job: Job) -> Decoded:
+def _decode(source: _Source, row: Row, job: Job) -> Decoded:
     """Decodes with the window that is asked for, where the image can have it.
 
     One run goes through CT, radiographs, ultrasound and PNG. What a window is not for (colours, and
     other modalities than CT where it is a CT window's name) is shown as it is without; the report
     says so. A number that the file has no window for remains an error.
     """
-    if row.kind != DICOM:
-        return decode(data, None, Wanted(), job.rules)
+    if isinstance(source.file, bytes):
+        return decode(source.file, None, Wanted(), job.rules)
     wanted = job.wanted.model_copy(update={"frame": row.frame})
     try:
-        return decode(data, None, wanted, job.rules)
+        return decode_dicom(source.file, wanted, job.rules)
     except BadRequest:
-        decoded = decode(data, None, Wanted(frame=row.frame), job.rules)
+        decoded = decode_dicom(source.file, Wanted(frame=row.frame), job.rules)
         is_grey = decoded.rendered is not None and decoded.rendered.windowing is not None
         if is_grey and (wanted.window is None or wanted.window.isdigit()):
             raise

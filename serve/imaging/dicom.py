@@ -8,6 +8,8 @@ the header, before pixels are unpacked. Runs in a worker process with bounded me
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 
@@ -87,17 +89,65 @@ def is_dicom(data: bytes) -> bool:
     return data[_PREAMBLE : _PREAMBLE + 4] == b"DICM"
 
 
-def render(data: bytes, wanted: Wanted, *, max_pixels: int, max_frames: int) -> Rendered:
-    """Decodes the frame that is wanted.
+@dataclass(frozen=True, slots=True)
+class File:
+    """A DICOM file, read and found plausible. Its frames are decoded one at a time."""
+
+    header: Dataset
+    syntax: UID
+    frames: int
+
+    def render(self, wanted: Wanted) -> Rendered:
+        """Decodes the frame that is wanted.
+
+        Raises:
+            BadRequest: a frame or window that the image does not have.
+            TooLarge: it takes too much memory.
+            UnsupportedMedia: a transfer syntax or photometric interpretation that is not supported.
+            UnusableImage: damaged.
+        """
+        with _as_our_errors():
+            number = _frame_number(self.header, wanted, self.frames)
+            pixels, photometric = decode_frame(self.header, self.syntax, number - 1)
+            attributes = _attributes(self.header, number - 1)
+            windowing = None
+            if photometric.startswith("MONOCHROME"):
+                container = not has_sign(self.syntax)
+                pixels, windowing = to_grey(pixels, attributes, wanted, container=container)
+            elif wanted.window or wanted.center is not None:
+                raise BadRequest(
+                    "A window is for greyscale images; this one has colours.",
+                    code="invalid_image_parameter",
+                )
+            else:
+                pixels = to_rgb(pixels, self.header, photometric)
+            return Rendered(
+                image=Image.fromarray(pixels),
+                header=self.header,
+                frame=number,
+                frames=self.frames,
+                windowing=windowing,
+                aspect=_pixel_aspect(attributes),
+            )
+
+
+def opened(data: bytes, *, max_pixels: int, max_frames: int) -> File:
+    """Reads a file, without its pixels.
 
     Raises:
-        BadRequest: a frame or window that the image does not have.
         TooLarge: more pixels or frames than allowed, or more bytes when inflated.
-        UnsupportedMedia: a transfer syntax or photometric interpretation that is not supported.
         UnusableImage: no image (reports, structure sets, documents), or damaged.
     """
+    with _as_our_errors():
+        header, syntax = _read(data, max_bytes=_INFLATED_BYTES_A_PIXEL * max_pixels)
+        return File(header, syntax, _check(header, max_pixels=max_pixels, max_frames=max_frames))
+
+
+@contextmanager
+def _as_our_errors() -> Iterator[None]:
+    """Whatever a damaged file has a parser or decoder raise."""
     try:
-        return _rendered(data, wanted, max_pixels=max_pixels, max_frames=max_frames)
+        yield
     except ApiError:
         raise
     except MemoryError:
@@ -108,26 +158,6 @@ def render(data: bytes, wanted: Wanted, *, max_pixels: int, max_frames: int) -> 
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         raise UnusableImage("The DICOM file is damaged and cannot be decoded.") from error
-
-
-def _rendered(data: bytes, wanted: Wanted, *, max_pixels: int, max_frames: int) -> Rendered:
-    header, syntax = _read(data, max_bytes=_INFLATED_BYTES_A_PIXEL * max_pixels)
-    frames = _check(header, max_pixels=max_pixels, max_frames=max_frames)
-    number = _frame_number(header, wanted, frames)
-    pixels, photometric = decode_frame(header, syntax, number - 1)
-    attributes = _attributes(header, number - 1)
-    windowing = None
-    if photometric.startswith("MONOCHROME"):
-        pixels, windowing = to_grey(pixels, attributes, wanted, container=not has_sign(syntax))
-    elif wanted.window or wanted.center is not None:
-        raise BadRequest(
-            "A window is for greyscale images; this one has colours.",
-            code="invalid_image_parameter",
-        )
-    else:
-        pixels = to_rgb(pixels, header, photometric)
-    image = Image.fromarray(pixels)
-    return Rendered(image, header, number, frames, windowing, _pixel_aspect(attributes))
 
 
 def _read(data: bytes, *, max_bytes: int) -> tuple[Dataset, UID]:

@@ -136,17 +136,36 @@ def decode(data: bytes, declared: str | None, wanted: Wanted, rules: Rules) -> D
         ApiError: it cannot or may not be used; its subclass and code say why.
     """
     media_type = checked_type(data, declared)
-    rendered, header = None, None
     if media_type == DICOM:
-        rendered = dicom.render(
-            data, wanted, max_pixels=rules.max_pixels, max_frames=rules.max_frames
+        file = dicom.opened(data, max_pixels=rules.max_pixels, max_frames=rules.max_frames)
+        return decode_dicom(file, wanted, rules)
+    if wanted.window or wanted.center is not None or wanted.frame is not None:
+        raise BadRequest(
+            "Only DICOM images have windows and frames to choose from.",
+            code="invalid_image_parameter",
         )
-        image, header = rendered.image, rendered.header
-    else:
-        _check_raster(wanted)
-        kind: raster.Kind = "PNG" if media_type == "image/png" else "JPEG"
-        image = raster.decode(data, kind, max_pixels=rules.max_pixels)
-    image, burned_in = handle(
+    kind: raster.Kind = "PNG" if media_type == "image/png" else "JPEG"
+    image = raster.decode(data, kind, max_pixels=rules.max_pixels)
+    image, burned_in = _without_burned_in(image, None, rules)
+    return Decoded(image, media_type, burned_in, None)
+
+
+def decode_dicom(file: dicom.File, wanted: Wanted, rules: Rules) -> Decoded:
+    """The same, for a frame of a DICOM file that is read already.
+
+    Raises:
+        ApiError: see ``decode``.
+    """
+    rendered = file.render(wanted)
+    image, burned_in = _without_burned_in(rendered.image, rendered.header, rules)
+    image = with_square_pixels(image, rendered.aspect, max_pixels=rules.max_pixels)
+    return Decoded(image, DICOM, burned_in, rendered)
+
+
+def _without_burned_in(
+    image: Image.Image, header: Dataset | None, rules: Rules
+) -> tuple[Image.Image, BurnedIn]:
+    return handle(
         image,
         header,
         action=rules.burned_in,
@@ -154,9 +173,6 @@ def decode(data: bytes, declared: str | None, wanted: Wanted, rules: Rules) -> D
         known=rules.known_regions,
         ocr_timeout_s=rules.ocr_timeout_s,
     )
-    if rendered:
-        image = with_square_pixels(image, rendered.aspect, max_pixels=rules.max_pixels)
-    return Decoded(image, media_type, burned_in, rendered)
 
 
 def prepare(data: bytes, declared: str | None, wanted: Wanted, rules: Rules) -> Prepared:
@@ -201,11 +217,3 @@ def instance_hash(header: Dataset, key: bytes) -> str | None:
     """
     uid = header.get("SOPInstanceUID")
     return hmac.new(key, str(uid).encode(), "sha256").hexdigest() if uid and key else None
-
-
-def _check_raster(wanted: Wanted) -> None:
-    if wanted.window or wanted.center is not None or wanted.frame is not None:
-        raise BadRequest(
-            "Only DICOM images have windows and frames to choose from.",
-            code="invalid_image_parameter",
-        )

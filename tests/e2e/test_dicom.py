@@ -14,7 +14,7 @@ from pydicom import uid
 from pydicom.data import get_testdata_file
 
 from guardrails.templates import DRAFT_LABEL
-from serve.imaging import dicom as rendering
+from serve.imaging.dicom import opened
 from serve.imaging.sources import DICOM, Wanted
 from serve.local import run_dir
 from serve.phantom.draw import Phantom, draw
@@ -81,7 +81,7 @@ def test_a_real_ct_slice_is_answered_streamed_and_not(stack: Stack, question: st
 
 @pytest.mark.parametrize("question", QUESTIONS)
 def test_a_dicom_file_is_answered_as_its_picture_is(stack: Stack, question: str) -> None:
-    rendered = rendering.render(CT, Wanted(window="lung"), max_pixels=1 << 20, max_frames=1)
+    rendered = opened(CT, max_pixels=1 << 20, max_frames=1).render(Wanted(window="lung"))
     as_dicom = _ask(stack, question, file_part(CT, DICOM, window="lung"))
     as_png = _ask(stack, question, file_part(_png(rendered.image), "image/png"))
     assert as_dicom.choices[0].message.content == as_png.choices[0].message.content

@@ -201,7 +201,7 @@ def codestream(syntax: uid.UID) -> Callable[[bytes], str]:
 def _decoded(dataset: Dataset, syntax: uid.UID) -> str:
     try:
         array, _ = decode_frame(dataset, syntax, 0)
-    except BaseException as error:  # dicom.render makes one error of them all
+    except BaseException as error:  # serve.imaging.dicom makes one error of them all
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         return type(error).__name__

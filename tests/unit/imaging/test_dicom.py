@@ -45,7 +45,7 @@ LOSSLESS = [
 
 
 def render(data: bytes, **wanted: Any) -> Rendered:
-    return dicom_intake.render(data, Wanted(**wanted), max_pixels=1 << 20, max_frames=100)
+    return dicom_intake.opened(data, max_pixels=1 << 20, max_frames=100).render(Wanted(**wanted))
 
 
 def grey(data: bytes, **wanted: Any) -> np.ndarray:
@@ -505,7 +505,7 @@ def test_a_deflated_bomb_is_refused_after_its_limit() -> None:
     bomb = dicom(np.zeros((8000, 8000), np.uint8), uid.DeflatedExplicitVRLittleEndian)
     assert len(bomb) < 100_000
     with pytest.raises(TooLarge):
-        dicom_intake.render(bomb, Wanted(), max_pixels=1 << 16, max_frames=100)
+        dicom_intake.opened(bomb, max_pixels=1 << 16, max_frames=100)
 
 
 def test_a_sequence_nested_a_thousand_deep_is_refused() -> None:
