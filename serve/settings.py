@@ -141,7 +141,7 @@ class Imaging(BaseModel):
     num_cpus: float = Field(
         default=0,
         ge=0,
-        description="CPUs that Ray sets aside for one ImageIntake replica. On a cluster, as many as "
+        description="CPUs that Ray sets aside for an ImageIntake replica. On a cluster, as many as "
         "workers.",
     )
     max_queued: int = Field(

@@ -31,11 +31,16 @@ from serve.errors import TooLarge, UnusableImage
 
 P = ParamSpec("P")
 T = TypeVar("T")
+_ATTEMPTS = 3
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class ProcessDiedError(Exception):
     """A process ended before its work did."""
+
+
+class NotTakenError(ProcessDiedError):
+    """A process ended before it took the work, which is not to blame then."""
 
 
 class Workers:
@@ -83,16 +88,21 @@ class Workers:
 
     def _do(self, work: Callable[..., T], args: Any, kwargs: Any) -> T:
         """In a thread: hands ``work`` to the thread's process, a new one where that has ended."""
-        process: _Process | None = getattr(self._mine, "process", None)
-        if process is None or not process.is_alive():
-            process = self._mine.process = _Process(self._context, self._max_bytes)
-            self._processes.add(process)
-        try:
-            result: T = process.do((work, args, kwargs), self._timeout_s)
-            return result
-        finally:
-            if not process.is_alive():
-                self._processes.discard(process)
+        for _ in range(_ATTEMPTS):
+            process: _Process | None = getattr(self._mine, "process", None)
+            if process is None or not process.is_alive():
+                process = self._mine.process = _Process(self._context, self._max_bytes)
+                self._processes.add(process)
+            try:
+                result: T = process.do((work, args, kwargs), self._timeout_s)
+            except NotTakenError:
+                continue
+            else:
+                return result
+            finally:
+                if not process.is_alive():
+                    self._processes.discard(process)
+        raise ProcessDiedError
 
 
 class _Process:
@@ -109,11 +119,16 @@ class _Process:
 
         Raises:
             TimeoutError: no answer in time.
-            ProcessDiedError: it ended.
+            NotTakenError, ProcessDiedError: it ended.
             Exception: what the work raised.
         """
         try:
             self._pipe.send(message)
+            self._pipe.recv()
+        except (EOFError, OSError):
+            self.kill()
+            raise NotTakenError from None
+        try:
             answer = self._pipe.recv() if self._pipe.poll(timeout_s) else None
         except (EOFError, OSError):
             self.kill()
@@ -154,6 +169,7 @@ def _serve(pipe: Connection, max_bytes: int) -> None:
     with suppress(EOFError, OSError):
         while True:
             work, args, kwargs = pipe.recv()
+            pipe.send("taken")
             try:
                 answer = True, work(*args, **kwargs)
             except Exception as error:  # it is the caller's

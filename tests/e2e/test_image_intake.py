@@ -91,9 +91,9 @@ async def test_a_flood_is_refused_at_the_limit_and_never_with_a_5xx(stack: Stack
 
 async def test_decoding_processes_that_die_cost_their_own_images_only(stack: Stack) -> None:
     intake = _intake(stack)
-    bodies = [_body(_new(RADIOGRAPH)) for _ in range(16)]
+    bodies = [_body(_new(RADIOGRAPH)) for _ in range(12)]
     load = asyncio.ensure_future(_statuses(stack, bodies))
-    await asyncio.sleep(1)
+    await asyncio.sleep(0.8)
     for child in intake.children(recursive=True):
         if child.children() == []:
             child.kill()

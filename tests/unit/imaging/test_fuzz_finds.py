@@ -22,7 +22,7 @@ from pydicom.encaps import encapsulate, generate_frames
 from serve.errors import TooLarge, UnusableImage
 from serve.imaging import raster
 from serve.imaging.decoders import codestream_size
-from serve.imaging.dicom import render
+from serve.imaging.dicom import opened
 from serve.imaging.intake import Prepared, Rules, prepare
 from serve.imaging.sources import Wanted
 from serve.imaging.workers import Workers
@@ -97,11 +97,10 @@ def test_a_jpeg_of_thousands_of_scans_is_refused_undecoded() -> None:
     started = time.monotonic()
     with pytest.raises(UnusableImage):
         prepared(bomb)
+    frame = with_frame(np.zeros((2000, 2000), np.uint8), uid.JPEGBaseline8Bit, bomb)
+    file = opened(frame, max_pixels=4_000_000, max_frames=1)
     with pytest.raises(UnusableImage):
-        render(
-            with_frame(np.zeros((2000, 2000), np.uint8), uid.JPEGBaseline8Bit, bomb),
-            Wanted(), max_pixels=4_000_000, max_frames=1,
-        )  # fmt: skip
+        file.render(Wanted())
     assert time.monotonic() - started < 2
 
 
