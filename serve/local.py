@@ -26,6 +26,9 @@ from rich.console import Console
 from guardrails import policy
 from serve import loopback, processes, reload
 from serve.checkpoint.cache import ensure_converted
+from serve.errors import ApiError
+from serve.imaging.fetch import Fetcher
+from serve.imaging.intake import Rules, ready
 from serve.local_secrets import with_secrets
 from serve.phantom import weights_dir
 from serve.settings import MODEL_ID, OFFLINE, Settings
@@ -59,6 +62,7 @@ def up(settings: Settings, console: Console) -> None:
         )
     with _phase(console, "policy"):
         policy_text = _policy_text(settings)
+    _check_imaging(settings)
     with _phase(console, "clean-up"):
         processes.sweep(directory)
         _fresh(directory)
@@ -97,6 +101,15 @@ def _policy_text(settings: Settings) -> str:
     except (OSError, ValueError) as error:
         raise StartError(f"the policy cannot be used:\n{error}") from None
     return text
+
+
+def _check_imaging(settings: Settings) -> None:
+    """What images need must be there before anything starts."""
+    try:
+        Fetcher(settings.imaging)
+        ready(Rules.of(settings, side=1))
+    except (OSError, ValueError, ApiError) as error:
+        raise StartError(f"the settings of imaging cannot be used: {error}") from None
 
 
 def reload_policy(port: int) -> str:

@@ -18,10 +18,10 @@ from serve.errors import ApiError, TooLarge, UnusableImage
 from serve.imaging.decoders import frame_header, has_too_many_scans
 from serve.imaging.grey import look_up
 
-Kind = Literal["PNG", "JPEG"]
 # Pillow may open only these: every further format is attack surface (EPS, FITS, PSD, ...).
-_BLOCK = 16 << 10
-_LIGHT_PIXELS_A_BYTE = 20
+Kind = Literal["PNG", "JPEG"]
+_BLOCK = 16 << 10  # bytes of a file that are decoded at a time
+_LIGHT_PIXELS_A_BYTE = 20  # of a PNG; with colours, a block then has 1 MB of pixels at most
 _SEQUENTIAL = (0xC0, 0xC1)  # ITU-T T.81 B.1.1.3: baseline, extended sequential
 _SIXTEEN_BITS = (np.arange(1 << 16) / 257 + 0.5).astype(np.uint8)
 PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"

@@ -55,6 +55,7 @@ class Workers:
         self._threads = ThreadPoolExecutor(workers, "decoding")
         self._mine = threading.local()
         self._processes: set[_Process] = set()
+        self._stopped = False
 
     def submit(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Has ``work`` done in one of the processes; see ``failure`` for what it may raise."""
@@ -82,6 +83,7 @@ class Workers:
 
     def stop(self) -> None:
         """Ends the processes at once."""
+        self._stopped = True
         self._threads.shutdown(wait=False, cancel_futures=True)
         for process in list(self._processes):
             process.kill()
@@ -96,7 +98,8 @@ class Workers:
             try:
                 result: T = process.do((work, args, kwargs), self._timeout_s)
             except NotTakenError:
-                continue
+                if self._stopped:
+                    break
             else:
                 return result
             finally:

@@ -31,7 +31,7 @@ from rich.table import Table
 
 from serve.phantom.draw import Phantom, draw
 from tests.bench.load import CLIENTS, Round, Server, rate, run_round, summary, this_service
-from tests.dicoms import dicom
+from tests.dicoms import radiograph
 from tests.running import free_port, start, wait_ready
 
 ROUNDS = 3
@@ -68,18 +68,7 @@ def _raster(grey: np.ndarray, kind: str) -> File:
 
 
 def _dicom(grey: np.ndarray, syntax: uid.UID) -> File:
-    """The same picture in 12 bits: a window takes it back to the same 8."""
-    data = dicom(
-        grey.astype(np.uint16) << 4,
-        syntax,
-        Modality="DX",
-        BitsStored=12,
-        HighBit=11,
-        WindowCenter=2040,
-        WindowWidth=4080,
-        VOILUTFunction="LINEAR_EXACT",
-    )
-    return File("application/dicom", data)
+    return File("application/dicom", radiograph(grey, syntax))
 
 
 FILES = {

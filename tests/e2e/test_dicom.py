@@ -18,7 +18,7 @@ from serve.imaging.dicom import opened
 from serve.imaging.sources import DICOM, Wanted
 from serve.local import run_dir
 from serve.phantom.draw import Phantom, draw
-from tests.dicoms import PATIENT, PATIENT_ID, ROOT, STUDY_DATE, dicom
+from tests.dicoms import PATIENT, PATIENT_ID, ROOT, STUDY_DATE, dicom, radiograph
 from tests.e2e.conftest import Stack
 from tests.e2e.images import file_part, message
 
@@ -36,19 +36,8 @@ def _png(image: Image.Image) -> bytes:
     return file.getvalue()
 
 
-def _chest(phantom: Phantom, seed: int, **attributes: Any) -> bytes:
-    """A drawn chest as a radiograph of 12 bits."""
-    grey = np.asarray(draw(phantom, seed=seed).convert("L"), dtype=np.uint16) << 4
-    return dicom(
-        grey,
-        Modality="DX",
-        BitsStored=12,
-        HighBit=11,
-        WindowCenter=2040,
-        WindowWidth=4080,
-        VOILUTFunction="LINEAR_EXACT",
-        **attributes,
-    )
+def _chest(phantom: Phantom, seed: int) -> bytes:
+    return radiograph(np.asarray(draw(phantom, seed=seed).convert("L")))
 
 
 def _ask(stack: Stack, question: str, *parts: dict[str, Any], **options: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import time
 from typing import Any
 
 import pytest
@@ -77,6 +78,22 @@ def test_a_client_cannot_refer_to_anything(reference: str) -> None:
     found = split(_body(_image(LONG)))
     text = reference.format(mark="0" * 16)
     assert found.payload(text) is None
+
+
+def test_a_body_of_beginnings_is_not_looked_at_for_long() -> None:
+    body = b'"data:' * 1_000_000
+    begun = time.perf_counter()
+    found = split(body)
+    assert time.perf_counter() - begun < 0.5  # all of them would take seconds
+    assert found.json == body
+    images = [_image(LONG) for _ in range(1500)]
+    request, inline = parse_request(_body(*images))
+    assert len(inline.payloads) == 1000
+    for part in request.messages[0].content[990:1010]:
+        assert isinstance(part, ImagePart)
+        source, _ = parse(part.image_url.url, inline, param="p")
+        assert isinstance(source, Inline)
+        assert source.data == base64.b64decode(LONG)
 
 
 _PIECES = st.sampled_from(
