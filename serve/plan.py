@@ -68,6 +68,7 @@ async def make_plan(
         )
     _check_limits(request, limits)
     template, answer_format = _choose_template(request)
+    _check_alternation(request)
     # A long text takes the rules some 100 ms, which streams beside it should not feel.
     texts, verdicts = await asyncio.to_thread(_checked_texts, request, policy)
     urls = {
@@ -242,12 +243,12 @@ def _conversation(
                 text = _named(images, f"messages.{position}") + text
                 seen = (PromptImage(one.prepared.image, one.prepared.digest) for one in images)
                 turns.append(Turn("user", text, tuple(seen)))
-    _check_alternation(turns)
     return (Turn("system", "\n".join(system)), *turns)
 
 
-def _check_alternation(turns: list[Turn]) -> None:
+def _check_alternation(request: ChatCompletionRequest) -> None:
     """The model was trained on strictly alternating turns that the user begins and ends."""
+    turns = [m for m in request.messages if not isinstance(m, protocol.SystemMessage)]
     roles = [turn.role for turn in turns]
     if roles != [("user", "assistant")[i % 2] for i in range(len(roles))]:
         raise BadRequest(
