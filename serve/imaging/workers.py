@@ -4,7 +4,7 @@ Decoders are C code that reads strangers' files. What they do wrong, from endles
 ends one process and one image; the next process is there within milliseconds, because it is forked
 from one that has imported everything and has decoded nothing. A thread stands for each process and
 has a pipe of its own to it: where processes share a queue, one that is killed at the wrong moment
-leaves the queue locked for all (seen with concurrent.futures and pebble).
+leaves the queue locked for all (seen with pebble; concurrent.futures gives all of them up).
 """
 
 from __future__ import annotations
