@@ -14,7 +14,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from serve import policy_commands
 from serve.checkpoint.errors import CheckpointError
 from serve.deidentify.command import deidentify
-from serve.settings import Settings, load
+from serve.settings import Settings, load, problems
 
 USAGE_ERROR = 2
 
@@ -161,11 +161,7 @@ def _settings(config: Path | None, **command_line: object) -> Settings:
     except FileNotFoundError as error:
         _fail(str(error))
     except ValidationError as error:
-        lines = [
-            f"  {'.'.join(map(str, problem['loc']))}: {problem['msg']}"
-            for problem in error.errors(include_input=False, include_url=False)
-        ]
-        _fail("settings:\n" + "\n".join(lines))
+        _fail(problems(error))
 
 
 def _fail(message: str, *, code: int = USAGE_ERROR) -> NoReturn:

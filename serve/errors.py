@@ -97,6 +97,11 @@ class TooLarge(ApiError):
     code = "request_too_large"
 
 
+def too_many_pixels(limit: int) -> TooLarge:
+    """Of one image, whatever it came in and before or after it was decoded."""
+    return TooLarge(f"An image may have {limit} pixels.")
+
+
 class UnsupportedMedia(ApiError):
     status = 415
     type = "invalid_request_error"

@@ -27,8 +27,6 @@ from guardrails import policy
 from serve import loopback, processes, reload
 from serve.checkpoint.cache import ensure_converted
 from serve.errors import ApiError
-from serve.imaging.fetch import Fetcher
-from serve.imaging.intake import Rules, ready
 from serve.local_secrets import with_secrets
 from serve.phantom import weights_dir
 from serve.settings import MODEL_ID, OFFLINE, Settings
@@ -105,6 +103,10 @@ def _policy_text(settings: Settings) -> str:
 
 def _check_imaging(settings: Settings) -> None:
     """What images need must be there before anything starts."""
+    # A third of a second of imports, which `down` and the others need not wait for.
+    from serve.imaging.fetch import Fetcher
+    from serve.imaging.intake import Rules, ready
+
     try:
         Fetcher(settings.imaging)
         ready(Rules.of(settings, side=1))

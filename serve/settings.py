@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -264,3 +264,12 @@ def load(config: Path | None = None, **command_line: Any) -> Settings:
         model_config = SettingsConfigDict(yaml_file=config)
 
     return FromFile(**given)
+
+
+def problems(error: ValidationError) -> str:
+    """What is wrong with settings, a line for each; without their values, which may be secret."""
+    lines = [
+        f"  {'.'.join(map(str, problem['loc']))}: {problem['msg']}"
+        for problem in error.errors(include_input=False, include_url=False)
+    ]
+    return "settings:\n" + "\n".join(lines)

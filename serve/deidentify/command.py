@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
@@ -152,13 +152,10 @@ def _job(
             "together, the width above 0"
         ) from None
     return Job(
-        rules=Rules(
-            side=SIDE,
-            max_pixels=settings.limits.max_image_pixels,
-            max_frames=imaging.max_frames,
+        rules=replace(
+            Rules.of(settings, side=SIDE),
             burned_in=burned_in or imaging.burned_in,
             ocr=imaging.ocr if ocr is None else ocr,
-            known_regions=imaging.known_regions,
             uid_key=b"",  # nothing is recorded about instances
         ),
         wanted=wanted,
@@ -172,16 +169,14 @@ def _job(
 
 def _settings(config: Path | None) -> Settings:
     from serve.deidentify.run import CannotRunError
-    from serve.settings import load
+    from serve.settings import load, problems
 
     try:
         return load(config)
     except FileNotFoundError:
         raise CannotRunError("--config does not exist") from None
     except ValidationError as error:
-        problems = error.errors(include_input=False, include_url=False)
-        lines = [f"  {'.'.join(map(str, item['loc']))}: {item['msg']}" for item in problems]
-        raise CannotRunError("settings:\n" + "\n".join(lines)) from None
+        raise CannotRunError(problems(error)) from None
 
 
 @contextmanager

@@ -7,13 +7,12 @@ patients.
 
 from __future__ import annotations
 
-import multiprocessing.forkserver
 import os
 import queue
 import signal
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import BrokenExecutor, Future
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -81,11 +80,11 @@ def processes(job: Job, imaging: Imaging, *, workers: int) -> Iterator[Workers]:
         CannotRunError: they do not start, or OCR is wanted and there is no tesseract.
     """
     pool = Workers(
-        workers=workers, timeout_s=imaging.timeout_s, memory_mib=imaging.worker_memory_mib
-    )
-    # Without the last two here, each process would import the command line's modules for itself.
-    multiprocessing.forkserver.set_forkserver_preload(
-        ["serve.imaging.intake", "serve.deidentify.one", "serve.__main__"]
+        workers=workers,
+        timeout_s=imaging.timeout_s,
+        memory_mib=imaging.worker_memory_mib,
+        # Each process would import the command line's modules for itself else.
+        modules=("serve.deidentify.one", "serve.__main__"),
     )
     try:
         with _ctrl_c_kept_from_children():
@@ -184,10 +183,7 @@ class _Run:
 
     def _submit(self, task: _Task) -> None:
         temporary = os.fspath(self._temporary(task))
-        try:
-            future = self._workers.submit(convert, task.entry, task.frame, self._job, temporary)
-        except RuntimeError:  # the pool is broken
-            raise CannotRunError(_NO_PROCESSES) from None
+        future = self._workers.submit(convert, task.entry, task.frame, self._job, temporary)
         self._running[future] = task
         future.add_done_callback(self._done.put)
 
@@ -212,8 +208,6 @@ class _Run:
 def _result(task: _Task, future: Future[Row]) -> Row:
     try:
         return future.result()
-    except BrokenExecutor:
-        raise CannotRunError(_NO_PROCESSES) from None
     except Exception as error:
         reason = failure(error)
         code = reason.code if isinstance(reason, ApiError) else InternalError.code

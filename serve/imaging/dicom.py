@@ -21,7 +21,7 @@ from pydicom.multival import MultiValue
 from pydicom.tag import BaseTag, Tag
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 
-from serve.errors import ApiError, BadRequest, TooLarge, UnusableImage
+from serve.errors import ApiError, BadRequest, TooLarge, UnusableImage, too_many_pixels
 from serve.imaging import burned_in
 from serve.imaging.colour import to_rgb
 from serve.imaging.decoders import decode_frame, has_sign
@@ -198,7 +198,7 @@ def _check(header: Dataset, *, max_pixels: int, max_frames: int) -> int:
     samples, allocated = int(header.SamplesPerPixel), int(header.BitsAllocated)
     frames = int(header.get("NumberOfFrames", 1) or 1)
     if rows * columns > max_pixels:
-        raise TooLarge(f"An image may have {max_pixels} pixels.")
+        raise too_many_pixels(max_pixels)
     if frames > max_frames:
         raise TooLarge(f"A DICOM file may have {max_frames} frames.")
     if "PixelData" not in header:

@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageOps
 
-from serve.errors import ApiError, TooLarge, UnusableImage
+from serve.errors import ApiError, UnusableImage, too_many_pixels
 from serve.imaging.decoders import frame_header, has_too_many_scans
 from serve.imaging.grey import look_up
 
@@ -71,18 +71,14 @@ def decode(data: bytes, kind: Kind, *, max_pixels: int) -> Image.Image:
     except ApiError:
         raise
     except Image.DecompressionBombError:
-        raise _too_large(max_pixels) from None
+        raise too_many_pixels(max_pixels) from None
     except Exception:  # Pillow's parsers raise whatever a damaged chunk leads them to
         raise UnusableImage(f"The image is damaged and cannot be decoded as {kind}.") from None
 
 
 def _check_size(image: Image.Image, max_pixels: int) -> None:
     if image.width * image.height > max_pixels:
-        raise _too_large(max_pixels)
-
-
-def _too_large(max_pixels: int) -> TooLarge:
-    return TooLarge(f"An image may have {max_pixels} pixels.")
+        raise too_many_pixels(max_pixels)
 
 
 def _pixels(image: Image.Image) -> Image.Image:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from PIL import Image
 
-from serve.errors import TooLarge
+from serve.errors import too_many_pixels
 
 # CLIP's image mean (0.48145466, 0.4578275, 0.40821073) x 255, truncated as the authors do.
 BACKGROUND = (122, 116, 104)
@@ -45,5 +45,5 @@ def with_square_pixels(image: Image.Image, aspect: float, *, max_pixels: int) ->
     width, height = image.size
     size = (width, round(height * aspect)) if aspect > 1 else (round(width / aspect), height)
     if size[0] * size[1] > max_pixels:
-        raise TooLarge(f"An image may have {max_pixels} pixels.")
+        raise too_many_pixels(max_pixels)
     return image.resize(size, Image.Resampling.BICUBIC)

@@ -46,9 +46,17 @@ class NotTakenError(ProcessDiedError):
 class Workers:
     """A pool of decoding processes."""
 
-    def __init__(self, *, workers: int, timeout_s: float, memory_mib: int) -> None:
+    def __init__(
+        self,
+        *,
+        workers: int,
+        timeout_s: float,
+        memory_mib: int,
+        modules: tuple[str, ...] = ("serve.imaging.intake",),
+    ) -> None:
+        """``modules`` are those of the work; every process begins with them imported."""
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["serve.imaging.intake"])
+        self._context.set_forkserver_preload(list(modules))
         self._workers = workers
         self._timeout_s = timeout_s
         self._max_bytes = memory_mib << 20
