@@ -1,4 +1,4 @@
-"""What an answer says of findings: over-calls, contradictions, and urgent ones.
+"""What an answer says of findings: their statuses, over-calls, contradictions, and urgent ones.
 
 Reads the answer sentence by sentence as it is made. Text goes through at once, unless the policy
 redacts or blocks over-calls: then a sentence is held until it is whole.
@@ -7,9 +7,10 @@ redacts or blocks over-calls: then a sentence is held until it is whole.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
+from dataclasses import dataclass
 
-from guardrails.answers import AnswerFormat, Finding, Status, Template
+from guardrails.answers import AnswerFormat, Finding, Status, Template, parse_finding
 from guardrails.findings import Assertion, Mention, sentences
 from guardrails.folding import fold
 from guardrails.policy import Policy
@@ -23,6 +24,27 @@ _ENDS = frozenset('.!?;\n"')
 _UNDECIDED = re.compile(r"[.!?;\n\"][\s\"')\]]{0,80}\Z")
 _LEAD = re.compile(r"(?:Findings|Impression|Summary): ")
 _HEAD_END = "explanation:"  # in the finding template, what stands before is the status
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class NamedFinding:
+    """A finding of the policy, and what a whole answer says of it."""
+
+    finding: str
+    status: Status
+
+
+def status_of(said: Set[Assertion]) -> Status:
+    """The status that all that is said of one finding amounts to.
+
+    Affirmed anywhere is present; denied and never doubted is absent. History, family and what is
+    only looked for ("rule out", "cannot be assessed for") deny nothing: indeterminate.
+    """
+    if Assertion.PRESENT in said:
+        return Status.PRESENT
+    if Assertion.ABSENT in said and Assertion.UNCERTAIN not in said:
+        return Status.ABSENT
+    return Status.INDETERMINATE
 
 
 def mentions(policy: Policy, text: str) -> Iterator[Mention]:
@@ -43,15 +65,41 @@ def spoken_of(policy: Policy, names: Iterable[str]) -> frozenset[str]:
     return frozenset(reached)
 
 
+def statements(text: str) -> Iterator[tuple[int, int]]:
+    """Spans of the sentences in which a whole answer states something, whatever its template."""
+    at = 0
+    if parse_finding(text, AnswerFormat.TEXT).complete:
+        at = text.index(_HEAD_END) + len(_HEAD_END)
+    is_json = text.lstrip().startswith("{")
+    for start, end in _whole(text[at:], quoted=is_json, final=True):
+        if not _asks(text[at + start : at + end]):
+            yield at + start, at + end
+
+
 class FindingsRail:
-    """Assesses one answer. ``push`` its chunks, then ``finish``; then ask for the verdicts."""
+    """Assesses one answer. ``push`` its chunks, then ``finish``; then ask what was found.
+
+    Args:
+        policy: in force.
+        template: of the answer.
+        answer_format: of the answer.
+        question: what the answer answers.
+        earlier: what was asked before it: spoken of, hence never an over-call, but not answered.
+    """
 
     def __init__(
-        self, policy: Policy, *, template: Template, answer_format: AnswerFormat, question: str
+        self,
+        policy: Policy,
+        *,
+        template: Template,
+        answer_format: AnswerFormat,
+        question: str,
+        earlier: str = "",
     ) -> None:
         self._policy = policy
         self._json = answer_format is AnswerFormat.JSON
-        asked = {mention.finding for mention in mentions(policy, question)}
+        self._named = {mention.finding for mention in mentions(policy, question)}
+        asked = self._named | {mention.finding for mention in mentions(policy, earlier)}
         self._asked = spoken_of(policy, asked)
         self._overcall = policy.file.actions.overcall
         self._holds = self._overcall in HOLDING
@@ -62,6 +110,7 @@ class FindingsRail:
         self._text = ""  # from the start of the first sentence that is not whole
         self._may_end = False  # whether a sentence may have ended in it
         self._said: dict[str, set[Assertion]] = {}
+        self._left: dict[str, set[Assertion]] = {}  # what was not withheld of it
         self._urgent: set[str] = set()
         self._overcalled: set[str] = set()
         self.blocked = False
@@ -96,6 +145,22 @@ class FindingsRail:
             for name in sorted(self._urgent | self._urgent_by_status(finding)):
                 yield Verdict("urgent_finding", Action(actions.urgent), Stage.OUTPUT, name)
 
+    def findings(self, answer: Finding | None) -> tuple[NamedFinding, ...]:
+        """What left says of each finding that it names or that the question names, by name.
+
+        Args:
+            answer: to a finding question, parsed; its status decides for what was asked.
+        """
+        said = {name: set(self._left.get(name, ())) for name in self._left.keys() | self._named}
+        for name, assertions in self._left.items():
+            # A hydropneumothorax is a pneumothorax; that there is none denies no pneumothorax.
+            for implied in spoken_of(self._policy, [name]) & said.keys() - {name}:
+                said[implied] |= assertions & _AFFIRMED
+        statuses = {name: status_of(assertions) for name, assertions in said.items()}
+        if answer is not None:
+            statuses |= dict.fromkeys(self._named, answer.status)
+        return tuple(sorted(NamedFinding(name, status) for name, status in statuses.items()))
+
     def _urgent_by_status(self, finding: Finding | None) -> set[str]:
         """Urgent findings that were asked about and are not denied."""
         if finding is None or finding.status is Status.ABSENT:
@@ -114,7 +179,7 @@ class FindingsRail:
         if not (final or self._may_end or len(self._text) > MAX_SENTENCE):
             return out
         text, place = self._text, 0
-        for start, end in self._whole(text, final=final):
+        for start, end in _whole(text, quoted=self._json, final=final):
             out += text[place:start]
             if self._judge(text[start:end]) and self._holds:
                 if self._overcall is Action.BLOCK:
@@ -131,22 +196,13 @@ class FindingsRail:
         self._may_end = _UNDECIDED.search(self._text) is not None
         return out + text[place:] if final else out
 
-    def _whole(self, text: str, *, final: bool) -> Iterator[tuple[int, int]]:
-        """The sentences of ``text`` that are whole. A JSON string's quotes end one."""
-        pieces = text.split('"') if self._json else [text]
-        at = 0
-        for number, piece in enumerate(pieces):
-            still_open = not final and number == len(pieces) - 1
-            spans = [(at + start, at + end) for start, end in _bounded(piece)]
-            yield from spans[:-1] if still_open else spans
-            at += len(piece) + 1
-
     def _judge(self, sentence: str) -> bool:
         """Notes what a sentence says; returns whether it calls a finding nobody asked about."""
-        if sentence.endswith("?") and is_closed_question(sentence):
-            return False  # a question says nothing of what is there
+        if _asks(sentence):
+            return False
         overcalls = False
-        for mention in self._policy.detector.mentions(fold(sentence)):
+        named = self._policy.detector.mentions(fold(sentence))
+        for mention in named:
             name = mention.finding
             self._said.setdefault(name, set()).add(mention.assertion)
             if mention.assertion not in _AFFIRMED:
@@ -156,7 +212,26 @@ class FindingsRail:
             if self._judges and self._asked.isdisjoint(spoken_of(self._policy, [name])):
                 overcalls = True
                 self._overcalled.add(name)
+        if not (overcalls and self._holds):
+            for mention in named:
+                self._left.setdefault(mention.finding, set()).add(mention.assertion)
         return overcalls
+
+
+def _asks(sentence: str) -> bool:
+    """Whether a sentence is a question: it says nothing of what is there."""
+    return sentence.endswith("?") and is_closed_question(sentence)
+
+
+def _whole(text: str, *, quoted: bool, final: bool) -> Iterator[tuple[int, int]]:
+    """The sentences of ``text`` that are whole. A JSON string's quotes end one."""
+    pieces = text.split('"') if quoted else [text]
+    at = 0
+    for number, piece in enumerate(pieces):
+        still_open = not final and number == len(pieces) - 1
+        spans = [(at + start, at + end) for start, end in _bounded(piece)]
+        yield from spans[:-1] if still_open else spans
+        at += len(piece) + 1
 
 
 def _bounded(text: str) -> Iterator[tuple[int, int]]:

@@ -15,12 +15,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from guardrails.answers import Answer, AnswerFormat, Finding, Template, parse
-from guardrails.assess import FindingsRail
+from guardrails.assess import FindingsRail, NamedFinding
 from guardrails.policy import Policy
 from guardrails.rules import Action, Stage, Verdict
 from guardrails.stream import StreamGuard
+
+__all__ = ["CheckedInput", "NamedFinding", "OutputRails", "check_input"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,21 +49,48 @@ def check_input(policy: Policy, texts: Sequence[str]) -> CheckedInput:
     return CheckedInput(tuple(checked), tuple(sorted(verdicts)))
 
 
+class _Outcome(NamedTuple):
+    """What is known of an answer once it has ended."""
+
+    value: Answer | None
+    verdicts: tuple[Verdict, ...]
+
+
 class OutputRails:
     """Guards one answer. ``push`` what the model says, then ``finish``: what they return may leave.
 
-    Once ``blocked``, nothing more does. ``verdicts`` and ``value`` are for afterwards.
+    Once ``blocked``, nothing more of the model's words is taken; ``finish`` still has to be called,
+    since the last sentence is assessed then. ``value``, ``verdicts``, ``urgent`` and ``findings``
+    are for afterwards.
+
+    Args:
+        policy: in force.
+        template: of the answer.
+        answer_format: of the answer.
+        question: what the answer answers.
+        earlier: what was asked before it in the same conversation.
     """
 
     def __init__(
-        self, policy: Policy, template: Template, answer_format: AnswerFormat, *, question: str
+        self,
+        policy: Policy,
+        template: Template,
+        answer_format: AnswerFormat,
+        *,
+        question: str,
+        earlier: str = "",
     ) -> None:
         self._guard = StreamGuard(policy.output_rules[template], mark=policy.file.mark)
         self._findings = FindingsRail(
-            policy, template=template, answer_format=answer_format, question=question
+            policy,
+            template=template,
+            answer_format=answer_format,
+            question=question,
+            earlier=earlier,
         )
         self._template, self._format = template, answer_format
         self._released: list[str] = []
+        self._outcome: _Outcome | None = None
 
     @property
     def blocked(self) -> bool:
@@ -82,17 +112,36 @@ class OutputRails:
         return self._release(rest + self._findings.finish())
 
     def _release(self, text: str) -> str:
+        self._outcome = None
         if text:
             self._released.append(text)
         return text
 
     def value(self) -> Answer | None:
         """What left, read by the template's parser."""
-        return parse(self.text, self._template, self._format)
+        return self._decided().value
 
     def verdicts(self) -> tuple[Verdict, ...]:
         """What the rules decided, each once."""
-        value = self.value()
-        finding = value if isinstance(value, Finding) else None
-        fired = {Verdict(hit.rule, hit.action, Stage.OUTPUT) for hit in self._guard.hits}
-        return tuple(sorted({*fired, *self._findings.verdicts(finding)}))
+        return self._decided().verdicts
+
+    @property
+    def urgent(self) -> bool:
+        """Whether a clinician is to look at once."""
+        return any(verdict.action is Action.ESCALATE for verdict in self.verdicts())
+
+    def findings(self) -> tuple[NamedFinding, ...]:
+        """What left says of each finding that it or the question names, each once, by name."""
+        return self._findings.findings(_finding(self.value()))
+
+    def _decided(self) -> _Outcome:
+        if self._outcome is None:
+            value = parse(self.text, self._template, self._format)
+            fired = {Verdict(hit.rule, hit.action, Stage.OUTPUT) for hit in self._guard.hits}
+            assessed = self._findings.verdicts(_finding(value))
+            self._outcome = _Outcome(value, tuple(sorted({*fired, *assessed})))
+        return self._outcome
+
+
+def _finding(value: Answer | None) -> Finding | None:
+    return value if isinstance(value, Finding) else None

@@ -30,6 +30,7 @@ from guardrails.answers import (
 __all__ = [
     "DEFAULT_INSTRUCTIONS",
     "DRAFT_LABEL",
+    "ESCALATION_LINE",
     "FINDING_INSTRUCTION",
     "FINDING_JSON_INSTRUCTION",
     "JSON_FIELDS",
@@ -60,6 +61,7 @@ PREAMBLE = (
     "Describe only what can be seen. Do not give treatment advice."
 )
 DRAFT_LABEL = "Draft for clinician review. Research use only, not a diagnosis."
+ESCALATION_LINE = "Escalate to urgent human review."
 
 # One line each: a small model copies short instructions better, and they cost prompt tokens.
 FINDING_INSTRUCTION = (
@@ -113,13 +115,25 @@ def question_prompt(
 
 
 def without_label(answer: str, text: str = DRAFT_LABEL) -> str:
-    """An answer that a client sends back as history, as the model wrote it: without the label."""
-    return answer.rstrip().removesuffix(text.rstrip()).rstrip()
+    """An answer that a client sends back as history, as the model wrote it.
+
+    The label and the escalation line are taken away, also where only one of them is left.
+    """
+    unlabelled = answer.rstrip().removesuffix(text.rstrip()).rstrip()
+    return unlabelled.removesuffix(ESCALATION_LINE).rstrip()
 
 
-def label(answer_format: AnswerFormat, text: str = DRAFT_LABEL) -> str:
-    """What is appended to an answer; a JSON answer stays valid JSON and gets nothing."""
-    return f"\n\n{text}" if answer_format is AnswerFormat.TEXT else ""
+def label(answer_format: AnswerFormat, text: str = DRAFT_LABEL, *, urgent: bool = False) -> str:
+    """What is appended to an answer; a JSON answer stays valid JSON and gets nothing.
+
+    Args:
+        answer_format: of the answer.
+        text: the policy's label.
+        urgent: whether a clinician is to look at once; a line before the label then says so.
+    """
+    if answer_format is AnswerFormat.JSON:
+        return ""
+    return f"\n\n{ESCALATION_LINE}\n\n{text}" if urgent else f"\n\n{text}"
 
 
 # --- closed questions --------------------------------------------------------------------------

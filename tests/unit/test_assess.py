@@ -9,7 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from guardrails.assess import MAX_SENTENCE, FindingsRail, mentions, spoken_of
+from guardrails.assess import (
+    MAX_SENTENCE,
+    FindingsRail,
+    mentions,
+    spoken_of,
+    statements,
+    status_of,
+)
+from guardrails.findings import Assertion
 from guardrails.policy import Policy, parse, read
 from guardrails.templates import AnswerFormat, Finding, Status, Template, parse_finding
 
@@ -236,6 +244,184 @@ def test_an_explanation_may_contradict_its_answer(
     assert assessed(silent, question, [text], FINDING)[2] == []
 
 
+# --- statuses of a whole answer ------------------------------------------------------------------
+
+
+def named(
+    question: str,
+    chunks: list[str],
+    template: Template = FREE,
+    answer_format: AnswerFormat = TEXT,
+    *,
+    rules: Policy | None = None,
+    earlier: str = "",
+) -> list[str]:
+    rail = FindingsRail(
+        rules or policy(),
+        template=template,
+        answer_format=answer_format,
+        question=question,
+        earlier=earlier,
+    )
+    left = "".join([*map(rail.push, chunks), rail.finish()])
+    findings = rail.findings(parse_finding(left, answer_format) if template is FINDING else None)
+    assert list(findings) == sorted(set(findings))
+    return [f"{one.finding} {one.status}" for one in findings]
+
+
+@pytest.mark.parametrize(
+    ("question", "answer", "findings"),
+    [
+        ("Describe the image.", "The lungs are clear.", []),
+        (
+            "Describe the image.",
+            "A mass. No effusion.",
+            ["mass present", "pleural_effusion absent"],
+        ),
+        ("Describe the image.", "No mass on the left. A mass on the right.", ["mass present"]),
+        ("Describe the image.", "No mass. A mass cannot be excluded.", ["mass indeterminate"]),
+        ("Describe the image.", "Possible mass. A mass.", ["mass present"]),
+        ("Describe the image.", "A mass. A mass.", ["mass present"]),
+        ("Describe the image.", "History of pneumonia.", ["pneumonia indeterminate"]),
+        ("Describe the image.", "No pneumonia. History of pneumonia.", ["pneumonia absent"]),
+        ("Describe the image.", "Is there a mass?", []),
+        ("Mass or effusion?", "A mass.", ["mass present", "pleural_effusion indeterminate"]),
+        ("Is there a pneumothorax?", "", ["pneumothorax indeterminate"]),
+        ("Is there a pneumothorax?", "I cannot help with that.", ["pneumothorax indeterminate"]),
+        # A finding speaks of the one that it implies only where it is there.
+        (
+            "Is there a pneumothorax?",
+            "A tension pneumothorax is seen.",
+            ["pneumothorax present", "tension_pneumothorax present"],
+        ),
+        (
+            "Is there a pneumothorax?",
+            "Possible tension pneumothorax.",
+            ["pneumothorax indeterminate", "tension_pneumothorax indeterminate"],
+        ),
+        (
+            "Is there a pneumothorax?",
+            "No tension pneumothorax.",
+            ["pneumothorax indeterminate", "tension_pneumothorax absent"],
+        ),
+        ("Describe the image.", "A tension pneumothorax.", ["tension_pneumothorax present"]),
+    ],
+)
+def test_a_whole_answer_says_of_each_finding(
+    question: str, answer: str, findings: list[str]
+) -> None:
+    assert named(question, [answer]) == named(question, list(answer)) == findings
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        "I cannot tell whether there is a pneumothorax.",
+        "I am unable to say if there is any pneumothorax.",
+        "I can't answer questions about pneumothorax.",
+        "I cannot assess for pneumothorax.",
+        "I am not able to diagnose a pneumothorax.",
+        "I cannot provide an opinion on a pneumothorax.",
+    ],
+)
+def test_a_refusal_neither_affirms_nor_denies(refusal: str) -> None:
+    for template in (FREE, FINDING):
+        said = named("Is there a pneumothorax?", [refusal], template)
+        assert said == ["pneumothorax indeterminate"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "findings"),
+    [
+        ("likely present, explanation: a dark rim", ["pneumothorax present"]),
+        ("likely absent, explanation: clear lungs", ["pneumothorax absent"]),
+        ("indeterminate, explanation: rotated", ["pneumothorax indeterminate"]),
+        # The status decides, whatever the explanation says.
+        ("likely absent, explanation: a pneumothorax", ["pneumothorax absent"]),
+        ("likely present, explanation: no pneumothorax", ["pneumothorax present"]),
+        ("likely absent, explanation: a mass", ["mass present", "pneumothorax absent"]),
+        # Cut off, refused, empty.
+        ("likely pres", ["pneumothorax indeterminate"]),
+        ("A pneumothorax is seen.", ["pneumothorax indeterminate"]),
+        ("", ["pneumothorax indeterminate"]),
+    ],
+)
+def test_the_status_decides_for_what_was_asked(answer: str, findings: list[str]) -> None:
+    question = "Is there a pneumothorax?"
+    assert named(question, [answer], FINDING) == named(question, list(answer), FINDING) == findings
+
+
+@pytest.mark.parametrize(
+    ("answer", "findings"),
+    [
+        ('{"status": "absent", "explanation": "A mass"}', ["mass present", "pneumothorax absent"]),
+        ('{"status": "abs', ["pneumothorax indeterminate"]),
+        ('{"status": "absent", "explan', ["pneumothorax absent"]),
+    ],
+)
+def test_the_status_decides_in_json_too(answer: str, findings: list[str]) -> None:
+    assert named("Is there a pneumothorax?", [answer], FINDING, JSON) == findings
+
+
+def test_denying_a_finding_denies_nothing_that_it_implies() -> None:
+    answer = "likely absent, explanation: the mediastinum is central"
+    assert named(ASKED, [answer], FINDING) == ["tension_pneumothorax absent"]
+
+
+def test_an_earlier_question_is_not_answered_again() -> None:
+    answer, earlier = "likely absent, explanation: sharp angles, mild cardiomegaly", "Cardiomegaly?"
+    question = "Is there an effusion?"
+    found = ["cardiomegaly present", "pleural_effusion absent"]
+    assert named(question, [answer], FINDING, earlier=earlier) == found
+    # Nobody is told that what was asked before is an over-call.
+    for asked, verdicts in (("Cardiomegaly?", []), ("", ["overcall"])):
+        rail = FindingsRail(
+            policy(), template=FINDING, answer_format=TEXT, question=question, earlier=asked
+        )
+        rail.push(answer)
+        rail.finish()
+        assert [said.rule for said in rail.verdicts(None)] == verdicts
+
+
+@pytest.mark.parametrize(
+    ("overcall", "findings"),
+    [
+        ("flag", ["mass present", "pleural_effusion present", "pneumothorax absent"]),
+        ("redact", ["pneumothorax absent"]),
+        ("block", ["pneumothorax absent"]),
+    ],
+)
+def test_what_did_not_leave_is_not_said(overcall: str, findings: list[str]) -> None:
+    answer = "No pneumothorax. A mass, no tension pneumothorax. An effusion."
+    findings = findings + ["tension_pneumothorax absent"] * (overcall == "flag")
+    assert named("Is there a pneumothorax?", [answer], rules=policy(overcall)) == findings
+
+
+@pytest.mark.parametrize(
+    ("said", "status"),
+    [
+        (set(), "indeterminate"),
+        ({Assertion.PRESENT, Assertion.UNCERTAIN, Assertion.ABSENT}, "present"),
+        ({Assertion.UNCERTAIN, Assertion.ABSENT}, "indeterminate"),
+        ({Assertion.ABSENT}, "absent"),
+        ({Assertion.ABSENT, Assertion.HISTORICAL, Assertion.FAMILY}, "absent"),
+        ({Assertion.HISTORICAL, Assertion.FAMILY}, "indeterminate"),
+    ],
+)
+def test_only_a_denial_makes_a_finding_absent(said: set[Assertion], status: str) -> None:
+    assert status_of(said) == status
+
+
+def test_statements_are_the_sentences_that_ask_nothing() -> None:
+    def stated(text: str) -> list[str]:
+        return [text[start:end] for start, end in statements(text)]
+
+    assert stated("A mass. Is there an effusion? No.") == ["A mass.", "No."]
+    assert stated("likely absent, explanation: a mass. No.") == ["a mass.", "No."]
+    assert stated('{"a": "No mass. A rib", "b": "x"}')[3:5] == ["No mass.", "A rib"]
+    assert stated('No "mass" seen') == ['No "mass" seen']
+
+
 # --- streams -------------------------------------------------------------------------------------
 
 
@@ -296,17 +482,19 @@ def test_an_answer_is_assessed_the_same_however_it_is_cut(
     answer_format: AnswerFormat,
     data: st.DataObject,
 ) -> None:
-    def said(chunks: list[str]) -> Result:
-        return assessed(policy(overcall), question, chunks, template, answer_format)
+    def said(chunks: list[str]) -> tuple[Result, list[str]]:
+        rules = policy(overcall)
+        result = assessed(rules, question, chunks, template, answer_format)
+        return result, named(question, chunks, template, answer_format, rules=rules)
 
     edges = [0, *sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=8))), len(text)]
     whole = said([text])
     assert said(list(text)) == whole
     assert said([text[start:end] for start, end in pairwise(edges)]) == whole
     if overcall == "flag":
-        assert whole[:2] == (text, False)
+        assert whole[0][:2] == (text, False)
     if overcall == "block":
-        assert text.startswith(whole[0])
+        assert text.startswith(whole[0][0])
 
 
 @settings(max_examples=20, deadline=None)

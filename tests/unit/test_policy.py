@@ -9,6 +9,7 @@ import pytest
 
 from guardrails.document import PolicyError, Problem
 from guardrails.policy import load, parse, read, rules_of
+from guardrails.policy_file import ReviewMode
 from guardrails.rails import OutputRails, check_input
 from guardrails.rules import Action
 from guardrails.templates import DEFAULT_INSTRUCTIONS, AnswerFormat, Template, TemplateText
@@ -62,6 +63,17 @@ def test_a_policy_may_set_the_words_of_a_template() -> None:
     }
 
 
+def test_a_policy_says_whether_a_draft_waits_for_a_clinician() -> None:
+    assert load().file.review.mode is ReviewMode.ANNOTATE
+    assert parse(MINIMAL).file.review == load().file.review
+    held = parse(f"{MINIMAL}review: {{mode: hold, held: Please wait.}}\n")
+    assert held.file.review.mode is ReviewMode.HOLD
+    assert held.file.review.held == "Please wait."
+    annotated = parse(f"{MINIMAL}review: {{mode: annotate, held: Please wait.}}\n")
+    assert annotated.file.review.mode is ReviewMode.ANNOTATE
+    assert len({held.id, annotated.id, parse(MINIMAL).id}) == 3
+
+
 RULES = f"""{MINIMAL}
 lexicons: {{drug: [heparin, aspirin]}}
 rules:
@@ -100,6 +112,7 @@ def test_rules_act_at_their_stages_and_on_their_templates() -> None:
         (f"{MINIMAL}---\na: b\n", "5: not YAML: but found another document"),
         (f"{MINIMAL}? [a, b]\n: c\n", "5: not YAML: found unhashable key"),
         (f"{MINIMAL}mark: \x00\n", "1: not YAML"),
+        (f"{MINIMAL}mark: \ud800\n", "1: not Unicode text"),
         (f"{MINIMAL}a: 2001-99-99\n", "1: not YAML"),
         (f"{MINIMAL}a: {'[' * 3000}{']' * 3000}", "1: not YAML"),
         (
@@ -135,6 +148,14 @@ def test_rules_act_at_their_stages_and_on_their_templates() -> None:
             "5: actions.inconsistent: Input should be",
         ),
         (f"{MINIMAL}assertion:\n  max_scope_words: 0\n", "6: assertion.max_scope_words: Input"),
+        (
+            f"{MINIMAL}review:\n  mode: delay\n",
+            "6: review.mode: Input should be 'annotate' or 'hold'",
+        ),
+        (f"{MINIMAL}review:\n  mode: null\n", "6: review.mode: Input should be"),
+        (f"{MINIMAL}review:\n  mode: hold\n  until: noon\n", "7: review.until: Extra inputs"),
+        (f"{MINIMAL}review: {{held: ''}}\n", "5: review.held: String should have at least 1"),
+        (f"{MINIMAL}review: hold\n", "5: review: Input should be a valid dictionary"),
     ],
 )
 def test_a_file_is_refused_by_line_and_field(text: str, problem: str) -> None:
@@ -142,11 +163,13 @@ def test_a_file_is_refused_by_line_and_field(text: str, problem: str) -> None:
     assert said.startswith(f"p.yaml:{problem}")
 
 
-@pytest.mark.parametrize("field", ["mark", "label"])
+@pytest.mark.parametrize("field", ["mark", "label", "review.held"])
 @pytest.mark.parametrize("value", ["'a \"b\"'", r"'a \ b'", r'"a \n b"', r'"a\n"', r'"\x00"'])
 def test_what_is_put_into_json_as_it_is_has_nothing_to_escape(field: str, value: str) -> None:
     lines = [line for line in MINIMAL.splitlines() if field not in line]
-    (said,) = problems("\n".join([*lines, f"{field}: {value}"]))
+    section, _, key = field.rpartition(".")
+    line = f"{section}: {{{key}: {value}}}" if section else f"{key}: {value}"
+    (said,) = problems("\n".join([*lines, line]))
     assert said.startswith(f"p.yaml:{len(lines) + 1}: {field}: String should match pattern")
 
 
@@ -195,6 +218,10 @@ def test_the_file_of_the_next_tests_is_fit_for_use() -> None:
         ("second", "first", 10, "rules.1.id: 'first' is there already"),
         ("name: tension", "name: pneumothorax", 34, "findings.1.name: 'pneumothorax' is there"),
         ("[pneumothorax]\n", "[ptx]\n", 36, "findings.1.implies: there is no finding 'ptx'"),
+        ("[tension]", "['[tension]']", 35, "findings.1.terms.0: may stand for no word at all"),
+        ("[tension]", "['(tension']", 35, "findings.1.terms.0: brackets do not match"),
+        ("[tension]", "['[tension)']", 35, "findings.1.terms.0: brackets do not match"),
+        ("[tension]", "[ténsion]", 35, "findings.1.terms.0: terms are ASCII: text is folded"),
         ("    output: block\n", "", 10, "rules.1: Value error, needs an action: input, output or"),
         ("output: block", "output: shout", 12, "rules.1.output: Input should be 'block'"),
         (

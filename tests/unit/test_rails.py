@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 import guardrails
 from guardrails.policy import Policy, load, parse, read
-from guardrails.rails import OutputRails, check_input
+from guardrails.rails import NamedFinding, OutputRails, check_input
 from guardrails.rules import Action, Stage, Verdict
-from guardrails.templates import AnswerFormat, Finding, Report, Status, Template
+from guardrails.templates import AnswerFormat, Finding, Report, Status, Template, label
 
 POLICY = load()
 TEXT, JSON = AnswerFormat.TEXT, AnswerFormat.JSON
@@ -199,6 +199,84 @@ def test_what_left_is_what_is_parsed() -> None:
     assert rails.value() == Report("[redacted].", "Clear lungs.", complete=True)
 
     assert OutputRails(POLICY, FREE, TEXT, question="").value() is None
+
+
+def ended(
+    question: str, answer: str, template: Template = FREE, policy: Policy = POLICY
+) -> OutputRails:
+    rails = OutputRails(policy, template, TEXT, question=question)
+    rails.push(answer)
+    rails.finish()
+    return rails
+
+
+@pytest.mark.parametrize(
+    ("question", "answer", "template", "urgent"),
+    [
+        ("Describe it.", "A tension pneumothorax.", FREE, True),
+        ("Describe it.", "No tension pneumothorax. A mass.", FREE, False),
+        ("Describe it.", "A tension pneumothorax, insert a chest tube at once.", FREE, True),
+        ("Tension pneumothorax?", "likely pres", FINDING, True),
+        ("Tension pneumothorax?", "likely absent, explanation: clear", FINDING, False),
+        ("Tension pneumothorax?", "I cannot say.", FINDING, True),
+    ],
+)
+def test_an_answer_is_urgent_where_a_verdict_escalates(
+    question: str, answer: str, template: Template, urgent: bool
+) -> None:
+    rails = ended(question, answer, template)
+    assert rails.urgent is urgent
+    assert rails.urgent is any(said.action is Action.ESCALATE for said in rails.verdicts())
+
+
+def test_a_rule_may_make_an_answer_urgent_and_a_policy_may_want_none_so() -> None:
+    escalating = edited("    input: block\n    output: redact\n", "    output: escalate\n")
+    assert ended("", "MRN 00482913", policy=escalating).urgent
+    quiet = edited("urgent: escalate ", "urgent: flag ")
+    assert not ended("", "A tension pneumothorax.", policy=quiet).urgent
+
+
+def test_what_is_known_of_an_answer_is_worked_out_once_and_anew_when_it_goes_on() -> None:
+    rails = OutputRails(POLICY, FINDING, TEXT, question=EFFUSION)
+    rails.push("likely present, explanation: ")
+    assert rails.verdicts() is rails.verdicts()
+    assert rails.value() is rails.value()
+    assert not rails.urgent
+    rails.push("a tension pneumothorax")
+    rails.finish()
+    assert rails.urgent
+    assert rails.value() == Finding(Status.PRESENT, "a tension pneumothorax", complete=True)
+
+
+@pytest.mark.parametrize(
+    ("answer", "findings"),
+    [
+        (
+            "likely absent, explanation: mild cardiomegaly, start furosemide",
+            (
+                NamedFinding("cardiomegaly", Status.PRESENT),
+                NamedFinding("pleural_effusion", Status.ABSENT),
+            ),
+        ),
+        ("Start furosemide.", (NamedFinding("pleural_effusion", Status.INDETERMINATE),)),
+        ("", (NamedFinding("pleural_effusion", Status.INDETERMINATE),)),
+    ],
+)
+def test_what_left_says_of_each_finding(answer: str, findings: tuple[NamedFinding, ...]) -> None:
+    assert ended(EFFUSION, answer, FINDING).findings() == findings
+
+
+def test_an_answer_speaks_of_the_last_question() -> None:
+    rails = OutputRails(POLICY, FINDING, TEXT, question=EFFUSION, earlier="Is there a mass?")
+    rails.push("likely absent, explanation: sharp angles")
+    rails.finish()
+    assert rails.findings() == (NamedFinding("pleural_effusion", Status.ABSENT),)
+
+
+@pytest.mark.parametrize("urgent", [False, True])
+def test_a_labelled_answer_may_come_back_as_history(urgent: bool) -> None:
+    answer = "A mass." + label(TEXT, POLICY.file.label, urgent=urgent)
+    assert check_input(POLICY, [answer]).texts == (answer,)
 
 
 def test_rules_hold_for_the_templates_that_they_name() -> None:

@@ -247,11 +247,37 @@ def test_a_text_answer_ends_with_the_draft_label_and_json_stays_json() -> None:
     assert templates.label(AnswerFormat.JSON) == templates.label(AnswerFormat.JSON, "Mine.") == ""
 
 
+def test_an_urgent_text_answer_says_so_before_the_label() -> None:
+    line, draft = templates.ESCALATION_LINE, templates.DRAFT_LABEL
+    assert templates.label(AnswerFormat.TEXT, urgent=True) == f"\n\n{line}\n\n{draft}"
+    assert templates.label(AnswerFormat.TEXT, "Mine.", urgent=True) == f"\n\n{line}\n\nMine."
+    assert templates.label(AnswerFormat.TEXT, urgent=False) == templates.label(AnswerFormat.TEXT)
+    assert templates.label(AnswerFormat.JSON, urgent=True) == ""
+
+
 @given(
-    st.from_regex(r"\A[A-Za-z][A-Za-z .]{0,40}[a-z.]\Z"),
+    st.just("") | st.from_regex(r"\A[A-Za-z][A-Za-z .\n]{0,40}[a-z.]\Z"),
     st.sampled_from([templates.DRAFT_LABEL, "Entwurf. ", "[draft] (not a diagnosis)*"]),
+    st.sampled_from(AnswerFormat),
+    st.booleans(),
 )
-def test_history_loses_the_label_that_we_added(answer: str, text: str) -> None:
-    labelled = answer + templates.label(AnswerFormat.TEXT, text)
+def test_history_loses_the_label_that_we_added(
+    answer: str, text: str, answer_format: AnswerFormat, urgent: bool
+) -> None:
+    labelled = answer + templates.label(answer_format, text, urgent=urgent)
     assert templates.without_label(labelled, text) == answer
     assert templates.without_label(answer, text) == answer
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [
+        f"\n\n{templates.ESCALATION_LINE}",
+        f"\n\n{templates.DRAFT_LABEL}",
+        f"\n{templates.ESCALATION_LINE}\n{templates.DRAFT_LABEL}\n",
+        f" {templates.ESCALATION_LINE} {templates.DRAFT_LABEL} ",
+        "",
+    ],
+)
+def test_history_loses_what_a_client_kept_of_it(kept: str) -> None:
+    assert templates.without_label(f"A mass.{kept}") == "A mass."
