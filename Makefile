@@ -11,7 +11,7 @@ UP = --port $(PORT) $(if $(MODEL),--model $(MODEL)) $(if $(CONFIG),--config $(CO
 export HF_HUB_OFFLINE := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
-PEERS = dcmtk orthanc orthanc-dicomweb tesseract-ocr-eng
+PEERS = dcmtk orthanc orthanc-dicomweb tesseract-ocr-eng postgresql chromium prometheus-alertmanager
 
 .DEFAULT_GOAL := help
 .PHONY: help setup peers serve down test lint unit e2e bench phantom clean
@@ -34,7 +34,7 @@ $(READY): pyproject.toml constraints.txt serve/environment.py
 	$(BIN)/python -m serve.environment
 	@touch $@
 
-peers:  ## Debian's programs that tests compare with: dcmtk, Orthanc, tesseract (needs root)
+peers:  ## Debian's programs that tests run against: dcmtk, Orthanc, PostgreSQL, Chromium, ... (root)
 	dpkg -s $(PEERS) >/dev/null 2>&1 || \
 	{ apt-get -qq update && apt-get -qq install -y --no-install-recommends $(PEERS); }
 

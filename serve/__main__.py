@@ -11,9 +11,11 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-from serve import policy_commands
+from serve import key_commands, policy_commands
+from serve.audit import command as audit_commands
 from serve.checkpoint.errors import CheckpointError
 from serve.deidentify.command import deidentify
+from serve.review import command as review_commands
 from serve.settings import Settings, load, problems
 
 USAGE_ERROR = 2
@@ -27,6 +29,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(policy_commands.app, name="policy")
+app.add_typer(key_commands.app, name="keys")
+app.add_typer(audit_commands.app, name="audit")
+app.add_typer(review_commands.app, name="review")
 app.command()(deidentify)
 console = Console()
 errors = Console(stderr=True)

@@ -1,4 +1,4 @@
-"""The Ray Serve application: one composition root, used by `llava-med up` and by RayService."""
+"""The Ray Serve applications: one composition root, used by `llava-med up` and by RayService."""
 
 from __future__ import annotations
 
@@ -11,14 +11,18 @@ from typing import Any
 from pydantic import BaseModel, SecretStr
 from ray import serve as ray_serve
 from ray.serve import Application
+from ray.serve.api import RunTarget
 from ray.serve.llm import LLMConfig, build_llm_deployment
 
 from serve.image_intake import build_image_intake
 from serve.imaging.intake import Rules
 from serve.replica import LlavaMedServer, NothingToDownload
+from serve.review.deployment import build_audit_log
 from serve.settings import MODEL_ID, OFFLINE, Settings
 
 APP_NAME = "llava-med"
+REVIEWS_NAME = "reviews"
+REVIEWS_PREFIX = "/v1/reviews"
 DEFAULT_CONTEXT = 4096
 
 
@@ -52,6 +56,20 @@ def build_app(settings: Settings, policy_text: str) -> Application:
     # Serve config file, as RayService has it, gets such a version from Ray.)
     application._bound_deployment._version = _digest(settings)  # noqa: SLF001  # no other way in
     return application
+
+
+def applications(settings: Settings, policy_text: str) -> list[RunTarget]:
+    """Both applications. The reviewers' goes on while a replica's engine is restarted.
+
+    Raises:
+        ValueError: see ``build_app``.
+    """
+    reviews = build_audit_log(settings, policy_text)
+    reviews._bound_deployment._version = _digest(settings)  # noqa: SLF001  # see build_app
+    return [
+        RunTarget(build_app(settings, policy_text), name=APP_NAME, route_prefix="/"),
+        RunTarget(reviews, name=REVIEWS_NAME, route_prefix=REVIEWS_PREFIX),
+    ]
 
 
 def image_rules(settings: Settings, model: Path) -> Rules:

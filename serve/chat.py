@@ -1,4 +1,4 @@
-"""The request path, top to bottom: plan -> engine -> rails -> answer, whole or streamed.
+"""The request path, top to bottom: plan -> record -> engine -> rails -> record -> answer.
 
 Composes; each stage does its own work and knows nothing of the others. The plan (serve/plan.py)
 holds all that was decided before the engine runs.
@@ -6,20 +6,22 @@ holds all that was decided before the engine runs.
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 from guardrails import templates
 from guardrails.answers import Answer as Value
-from guardrails.answers import Finding
+from guardrails.answers import AnswerFormat, Finding
+from guardrails.assess import NamedFinding
 from guardrails.rails import OutputRails
-from guardrails.rules import Action, Stage, Verdict
+from guardrails.rules import Stage, Verdict
 from serve import metrics, protocol
 from serve.engine import Engine, Output, Step
 from serve.errors import ApiError, GuardFailed, InternalError
-from serve.images import TakenImage
 from serve.plan import Plan
 from serve.protocol import ChunkChoice, Delta, FinishReason, Usage
+from serve.recorder import Recorder, reasons
 from serve.settings import MODEL_ID
 
 _DONE = b"data: [DONE]\n\n"
@@ -29,11 +31,16 @@ class Answer:
     """One choice on its way out: the engine's text in, the client's text out."""
 
     def __init__(self, plan: Plan) -> None:
-        self._label = templates.label(plan.answer_format, plan.policy.file.label)
+        self._plan = plan
         self._rails = OutputRails(
-            plan.policy, plan.template, plan.answer_format, question=plan.question
+            plan.policy,
+            plan.template,
+            plan.answer_format,
+            question=plan.question,
+            earlier=plan.earlier,
         )
-        self._begun = False
+        self._raw: list[str] = []
+        self._label = ""
         self.tokens = 0
         self.finish_reason: FinishReason | None = None
 
@@ -47,20 +54,34 @@ class Answer:
             return ""  # a rule ended this choice; the engine goes on with the others
         self.tokens += output.tokens
         # Models of the Mistral family begin with a space piece; it never leaves.
-        text = output.text if self._begun else output.text.lstrip()
-        self._begun = self._begun or bool(text)
+        text = output.text if self._raw else output.text.lstrip()
+        if text:
+            self._raw.append(text)
         try:
             released = self._rails.push(text)
-            if self._rails.blocked:
-                self.finish_reason = "content_filter"
-            elif output.finish_reason is not None:
+            if self._rails.blocked or output.finish_reason is not None:
                 released += self._rails.finish()
                 blocked = self._rails.blocked
                 self.finish_reason = "content_filter" if blocked else output.finish_reason
+                self._label = templates.label(
+                    self._plan.answer_format,
+                    self._plan.policy.file.label,
+                    urgent=self._rails.urgent,
+                )
         except Exception as error:  # whatever broke: text that was not guarded does not leave
             metrics.count_failure(Stage.OUTPUT)
             raise GuardFailed() from error
-        return released if self.finish_reason is None else released + self._label
+        return released + self._label
+
+    @property
+    def raw(self) -> str:
+        """What the model said."""
+        return "".join(self._raw)
+
+    @property
+    def sent(self) -> str:
+        """What has left, and would have if it were not held for review."""
+        return self._rails.text + self._label
 
     @property
     def value(self) -> Value | None:
@@ -72,32 +93,56 @@ class Answer:
         """What the output rules decided."""
         return self._rails.verdicts()
 
+    @property
+    def findings(self) -> tuple[NamedFinding, ...]:
+        """What has left says of each finding."""
+        return self._rails.findings()
+
 
 def _guardrails(plan: Plan, answers: list[Answer]) -> protocol.Guardrails:
-    several = len(answers) > 1
-    verdicts = [_verdict(verdict) for verdict in plan.verdicts]
-    for number, answer in enumerate(answers):
-        decided = answer.verdicts
-        metrics.count_verdicts(decided)
-        verdicts += [_verdict(verdict, number if several else None) for verdict in decided]
-    reasons = {v.finding or v.rule for v in verdicts if v.action is Action.ESCALATE}
-    values = [answer.value for answer in answers]
-    findings = [protocol.FindingResult.of(one) for one in values if isinstance(one, Finding)]
-    first = None if isinstance(values[0], Finding) else values[0]
-    return protocol.Guardrails(
+    for answer in answers:
+        metrics.count_verdicts(answer.verdicts)
+    common = protocol.Guardrails(
+        status="held" if plan.held else "draft",
         policy=plan.policy.id,
         template=plan.template,
         format=plan.answer_format,
         label=plan.policy.file.label,
-        verdicts=verdicts,
-        finding=findings[0] if findings else None,
-        findings=findings if findings and several else None,
-        sections=protocol.Sections.of(first) if first else None,
-        escalation=protocol.Escalation(reasons=sorted(reasons)) if reasons else None,
-        images=[_image_note(image) for image in plan.images],
+        verdicts=[_verdict(verdict) for verdict in plan.verdicts],
+        finding=None,
+        images=[image.note for image in plan.images],
         review_id=plan.review_id,
         audit_id=plan.audit_id,
     )
+    return common if plan.held else common.model_copy(update=_said(plan, answers))
+
+
+def _said(plan: Plan, answers: list[Answer]) -> dict[str, object]:
+    """The fields of the ``guardrails`` object that are about the draft."""
+    several = len(answers) > 1
+    verdicts = [
+        _verdict(verdict, number if several else None)
+        for number, answer in enumerate(answers)
+        for verdict in answer.verdicts
+    ]
+    urgent = reasons([*plan.verdicts, *(one for answer in answers for one in answer.verdicts)])
+    values = [answer.value for answer in answers]
+    findings = [protocol.FindingResult.of(one) for one in values if isinstance(one, Finding)]
+    first = None if isinstance(values[0], Finding) else values[0]
+    return {
+        "verdicts": [*(_verdict(verdict) for verdict in plan.verdicts), *verdicts],
+        "finding": findings[0] if findings else None,
+        "findings": findings if findings and several else None,
+        "sections": protocol.Sections.of(first) if first else None,
+        "escalation": protocol.Escalation(reasons=list(urgent)) if urgent else None,
+    }
+
+
+def _held(plan: Plan) -> str:
+    """What stands in place of a draft that is held; JSON where the client asked for JSON."""
+    if plan.answer_format is AnswerFormat.TEXT:
+        return plan.policy.file.review.held
+    return json.dumps({"status": "held", "review_id": plan.review_id})
 
 
 def _verdict(verdict: Verdict, choice: int | None = None) -> protocol.Verdict:
@@ -110,23 +155,6 @@ def _verdict(verdict: Verdict, choice: int | None = None) -> protocol.Verdict:
     )
 
 
-def _image_note(taken: TakenImage) -> protocol.ImageNote:
-    prepared, windowing = taken.prepared, taken.prepared.windowing
-    return protocol.ImageNote(
-        media_type=prepared.media_type,
-        role=taken.wanted.role,
-        frame=prepared.frame,
-        frames=prepared.frames,
-        window=protocol.ImageWindow(
-            origin=windowing.origin, center=windowing.center, width=windowing.width
-        )
-        if windowing
-        else None,
-        burned_in=prepared.burned_in.action,
-        burned_in_evidence=[str(one) for one in prepared.burned_in.evidence],
-    )
-
-
 def _usage(prompt_tokens: int, answers: list[Answer]) -> Usage:
     completion_tokens = sum(answer.tokens for answer in answers)
     return Usage(
@@ -136,24 +164,28 @@ def _usage(prompt_tokens: int, answers: list[Answer]) -> Usage:
     )
 
 
-async def complete(plan: Plan, engine: Engine) -> bytes:
+async def complete(plan: Plan, engine: Engine, recorder: Recorder) -> bytes:
     """Runs a plan to its end; returns the ``chat.completion`` object as JSON.
 
     Raises:
-        ApiError: the engine refused the prompt or failed.
+        ApiError: the engine refused the prompt or failed, or the answer is not on record.
     """
     answers = [Answer(plan) for _ in range(plan.sampling.n)]
     contents = [""] * len(answers)
-    prompt_tokens = 0
-    async with aclosing(_steps(plan, engine)) as steps:
-        async for step in steps:
-            prompt_tokens = step.prompt_tokens
-            for output in step.outputs:
-                contents[output.index] += answers[output.index].take(output)
-            if all(answer.finish_reason for answer in answers):
-                break
-    if any(answer.finish_reason is None for answer in answers):
-        raise InternalError()
+    with await recorder.begin(plan) as recording:
+        recording.choices = answers
+        async with aclosing(_steps(plan, engine)) as steps:
+            async for step in steps:
+                recording.step(step.prompt_tokens)
+                for output in step.outputs:
+                    contents[output.index] += answers[output.index].take(output)
+                if all(answer.finish_reason for answer in answers):
+                    break
+        if any(answer.finish_reason is None for answer in answers):
+            raise InternalError()
+        await recording.answered()
+    if plan.held:
+        contents = [_held(plan)] * len(answers)
     return (
         protocol.ChatCompletion(
             id=plan.id,
@@ -163,11 +195,11 @@ async def complete(plan: Plan, engine: Engine) -> bytes:
                 protocol.Choice(
                     index=index,
                     message=protocol.ChatMessage(content=content),
-                    finish_reason=answer.finish_reason or "stop",
+                    finish_reason=_reason(plan, answer),
                 )
                 for index, (answer, content) in enumerate(zip(answers, contents, strict=True))
             ],
-            usage=_usage(prompt_tokens, answers),
+            usage=_usage(recording.prompt_tokens, answers),
             guardrails=_guardrails(plan, answers),
         )
         .model_dump_json()
@@ -175,15 +207,19 @@ async def complete(plan: Plan, engine: Engine) -> bytes:
     )
 
 
+def _reason(plan: Plan, answer: Answer) -> FinishReason:
+    return "content_filter" if plan.held else answer.finish_reason or "stop"
+
+
 def _steps(plan: Plan, engine: Engine) -> AsyncGenerator[Step, None]:
     return engine.generate(plan.prompt, plan.sampling, plan.id)
 
 
-async def stream(plan: Plan, engine: Engine) -> AsyncGenerator[bytes, None]:
+async def stream(plan: Plan, engine: Engine, recorder: Recorder) -> AsyncGenerator[bytes, None]:
     """Runs a plan; yields server-sent events (``chat.completion.chunk`` objects).
 
     The first event comes only after the engine's first step, so that whatever the engine refuses
-    is still an ordinary HTTP error.
+    is still an ordinary HTTP error; the events that end it, only once the answer is on record.
 
     Raises:
         ApiError: before the first event. Later ones become an event of their own.
@@ -191,16 +227,22 @@ async def stream(plan: Plan, engine: Engine) -> AsyncGenerator[bytes, None]:
     events = _Events(plan)
     started = False
     try:
-        async with aclosing(_steps(plan, engine)) as steps:
-            async for step in steps:
-                if not started:
-                    started = True
-                    yield events.opening(step.prompt_tokens)
-                for output in step.outputs:
-                    if event := events.of(output):
-                        yield event
-                if events.done:
-                    break  # the engine may not have: rules ended every choice
+        with await recorder.begin(plan) as recording:
+            recording.choices = events.answers
+            async with aclosing(_steps(plan, engine)) as steps:
+                async for step in steps:
+                    recording.step(step.prompt_tokens)
+                    if not started:
+                        started = True
+                        yield events.opening(step.prompt_tokens)
+                    for output in step.outputs:
+                        event = events.of(output)
+                        if events.done:
+                            await recording.answered()
+                        if event:
+                            yield event
+                    if events.done:
+                        break  # the engine may not have: rules ended every choice
     except Exception as error:
         if not started:
             raise
@@ -219,7 +261,7 @@ class _Events:
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
-        self._answers = [Answer(plan) for _ in range(plan.sampling.n)]
+        self.answers = [Answer(plan) for _ in range(plan.sampling.n)]
         self._prompt_tokens = 0
         self._head = (
             f'data: {{"id":"{plan.id}","object":"chat.completion.chunk","created":{plan.created},'
@@ -231,30 +273,32 @@ class _Events:
         """The first event of every choice: the role."""
         self._prompt_tokens = prompt_tokens
         role = Delta(role="assistant", content="")
-        return b"".join(self._event(index, role) for index in range(len(self._answers)))
+        return b"".join(self._event(index, role) for index in range(len(self.answers)))
 
     def of(self, output: Output) -> bytes:
         """The events of one output; none while its text is held."""
-        answer = self._answers[output.index]
+        answer = self.answers[output.index]
         if answer.finish_reason is not None:
             return b""
         text = answer.take(output)
+        if self._plan.held:
+            text = _held(self._plan) if answer.finish_reason else ""
         events = self._event(output.index, Delta(content=text)) if text else b""
         if answer.finish_reason is None:
             return events
         extra = self._guardrails() if self.done and not self._plan.include_usage else b""
-        return events + self._event(output.index, Delta(), answer.finish_reason, extra)
+        return events + self._event(output.index, Delta(), _reason(self._plan, answer), extra)
 
     @property
     def done(self) -> bool:
         """Whether every choice has ended."""
-        return all(answer.finish_reason for answer in self._answers)
+        return all(answer.finish_reason for answer in self.answers)
 
     def closing(self) -> bytes:
         """The usage event, if asked for, and the end mark."""
         if not self._plan.include_usage:
             return _DONE
-        usage = _usage(self._prompt_tokens, self._answers).model_dump_json().encode()
+        usage = _usage(self._prompt_tokens, self.answers).model_dump_json().encode()
         return b"".join((self._head, b'],"usage":', usage, self._guardrails(), b"}\n\n", _DONE))
 
     def _event(
@@ -265,4 +309,4 @@ class _Events:
         return b"".join((self._head, body, self._tail, extra, b"}\n\n"))
 
     def _guardrails(self) -> bytes:
-        return b',"guardrails":' + _guardrails(self._plan, self._answers).model_dump_json().encode()
+        return b',"guardrails":' + _guardrails(self._plan, self.answers).model_dump_json().encode()

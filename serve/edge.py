@@ -1,61 +1,49 @@
-"""The HTTP edge: routes, authentication, body limit, error shape. Everything not here is 404.
+"""The HTTP edge: routes and their roles, body limit. Everything not here is 404.
 
-Pure ASGI on Starlette's router: no middleware that buffers a stream.
+Pure ASGI on Starlette's router: no middleware that buffers a stream. Keys, roles and the shape of
+errors are serve/guarded.py's.
 """
 
 from __future__ import annotations
 
-import hmac
-import logging
 import time
-import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
-from hashlib import sha256
 
 import anyio
 from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from guardrails.policy import Policy
 from serve import chat
 from serve.engine import Engine
-from serve.errors import (
-    ApiError,
-    InternalError,
-    MethodNotAllowed,
-    NotFound,
-    TooLarge,
-    Unauthorized,
-)
+from serve.errors import ApiError, NotFound, TooLarge
+from serve.guarded import Guarded, GuardedRoute, exception_handlers
 from serve.images import Images
-from serve.plan import make_plan
+from serve.plan import Plan, make_plan
+from serve.principals import Principals, Role
 from serve.protocol import parse_request
 from serve.readiness import Readiness
+from serve.recorder import Recorder
 from serve.settings import MODEL_ID, Settings
 
-OPEN_ROUTES = frozenset({"/health", "/ready"})
-# Ray Serve answers with an x-request-id of its own, which a client may choose; this one is ours.
-REQUEST_ID_HEADER = b"llava-med-request-id"
-logger = logging.getLogger("llava_med")
+CALLERS = frozenset({Role.CALLER})
 
 
 def build_edge(
-    engine: Engine, settings: Settings, policy_in_force: Callable[[], Policy], images: Images
+    engine: Engine,
+    settings: Settings,
+    policy_in_force: Callable[[], Policy],
+    images: Images,
+    principals: Principals,
+    recorder: Recorder,
 ) -> ASGIApp:
     """The whole application that a replica serves.
 
     The policy is asked for with each request, so that a new one needs no restart.
-
-    Raises:
-        ValueError: no API key is set; the service does not start without one.
     """
-    if settings.api_key is None:
-        raise ValueError("no API key: set LLAVA_MED_API_KEY, or start with `llava-med up`")
     readiness = Readiness(engine)
 
     async def health(_: Request) -> Response:
@@ -84,80 +72,19 @@ def build_edge(
             )
         return _json(card)
 
-    completions = ChatCompletions(engine, settings, policy_in_force, images)
+    completions = ChatCompletions(engine, settings, policy_in_force, images, recorder)
     app = Starlette(
         routes=[
-            Route("/v1/chat/completions", completions, methods=["POST"]),
-            Route("/v1/models", models, methods=["GET"]),
-            Route("/v1/models/{model}", model, methods=["GET"]),
-            Route("/metrics", metrics, methods=["GET"]),
-            Route("/health", health, methods=["GET"]),
-            Route("/ready", ready, methods=["GET"]),
+            GuardedRoute("/v1/chat/completions", completions, methods=["POST"], roles=CALLERS),
+            GuardedRoute("/v1/models", models, roles=CALLERS),
+            GuardedRoute("/v1/models/{model}", model, roles=CALLERS),
+            GuardedRoute("/metrics", metrics, roles=CALLERS | {Role.ADMIN}),
+            GuardedRoute("/health", health, roles="open"),
+            GuardedRoute("/ready", ready, roles="open"),
         ],
-        exception_handlers={
-            ApiError: _on_api_error,
-            HTTPException: _on_http_exception,
-            Exception: _on_api_error,
-        },
+        exception_handlers=exception_handlers(),
     )
-    app.router.redirect_slashes = False
-    return Guarded(app, api_key=settings.api_key.get_secret_value())
-
-
-class Guarded:
-    """Around every route: request id, API key, and no exception that escapes as text."""
-
-    def __init__(self, app: ASGIApp, *, api_key: str) -> None:
-        self._app = app
-        self._digest = sha256(api_key.encode()).digest()
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI."""
-        if scope["type"] == "lifespan":
-            await self._app(scope, receive, send)
-            return
-        if scope["type"] != "http":
-            return  # no WebSockets here
-        # Minted, never taken from the client: it names records (CVE-2026-105755).
-        request_id = uuid.uuid4().hex
-        scope.setdefault("state", {})["request_id"] = request_id
-        started = False
-
-        async def send_with_id(message: Message) -> None:
-            nonlocal started
-            if message["type"] == "http.response.start":
-                started = True
-                message["headers"] = [
-                    *message.get("headers", ()),
-                    (REQUEST_ID_HEADER, request_id.encode()),
-                ]
-            await send(message)
-
-        try:
-            if scope["path"] not in OPEN_ROUTES:
-                scope["state"]["principal"] = self._principal(scope)
-            await self._app(scope, receive, send_with_id)
-        except ApiError as error:
-            await _response(error)(scope, receive, send_with_id)
-        except Exception as error:  # the last line: a stack trace helps no client
-            # The type alone: a message may quote the request.
-            logger.error("request %s failed: %s", request_id, type(error).__name__)
-            if not started:
-                await _response(InternalError())(scope, receive, send_with_id)
-
-    def _principal(self, scope: Scope) -> str:
-        """Who calls, from ``Authorization: Bearer``; compared in constant time.
-
-        Raises:
-            Unauthorized: no key, or a wrong one.
-        """
-        for name, value in scope["headers"]:
-            if name == b"authorization":
-                scheme, _, key = value.partition(b" ")
-                digest = sha256(key.strip()).digest()
-                if scheme.lower() == b"bearer" and hmac.compare_digest(digest, self._digest):
-                    return "default"
-        raise Unauthorized("Give the API key as `Authorization: Bearer KEY`.")
+    return Guarded(app, principals)
 
 
 class ChatCompletions:
@@ -169,9 +96,11 @@ class ChatCompletions:
         settings: Settings,
         policy_in_force: Callable[[], Policy],
         images: Images,
+        recorder: Recorder,
     ) -> None:
         self._engine = engine
         self._images = images
+        self._recorder = recorder
         self._policy_in_force = policy_in_force
         self._limits = settings.limits
 
@@ -182,20 +111,28 @@ class ChatCompletions:
             await _until_disconnect(receive, lambda: self._respond(body, scope, send))
 
     async def _respond(self, body: bytearray, scope: Scope, send: Send) -> None:
+        try:
+            plan = await self._plan(body, scope)
+        except ApiError as error:
+            state = scope["state"]
+            self._recorder.refused(state["request_id"], state["principal"].name, error)
+            raise
+        if plan.sampling.stream:
+            await _send_events(chat.stream(plan, self._engine, self._recorder), send)
+        else:
+            await _send(send, await chat.complete(plan, self._engine, self._recorder))
+
+    async def _plan(self, body: bytearray, scope: Scope) -> Plan:
         request, inline = parse_request(body)
-        plan = await make_plan(
+        return await make_plan(
             request,
             inline=inline,
             policy=self._policy_in_force(),
-            principal=scope["state"]["principal"],
+            principal=scope["state"]["principal"].name,
             limits=self._limits,
             images=self._images,
             request_id=scope["state"]["request_id"],
         )
-        if plan.sampling.stream:
-            await _send_events(chat.stream(plan, self._engine), send)
-        else:
-            await _send(send, await chat.complete(plan, self._engine))
 
 
 async def _read_body(scope: Scope, receive: Receive, *, limit: int) -> bytearray | None:
@@ -266,22 +203,3 @@ async def _send_events(events: AsyncGenerator[bytes, None], send: Send) -> None:
 
 def _json(body: bytes) -> Response:
     return Response(body, media_type="application/json")
-
-
-def _response(error: ApiError) -> Response:
-    return Response(error.body(), error.status, headers=error.headers())
-
-
-async def _on_api_error(_: Request, error: Exception) -> Response:
-    return _response(error if isinstance(error, ApiError) else InternalError())
-
-
-async def _on_http_exception(_: Request, error: Exception) -> Response:
-    status = error.status_code if isinstance(error, HTTPException) else 500
-    match status:
-        case 404:
-            return _response(NotFound("There is no such route here."))
-        case 405:
-            return _response(MethodNotAllowed("This route does not take this method."))
-        case _:
-            return _response(InternalError())

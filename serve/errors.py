@@ -5,14 +5,17 @@ ApiError
 │   ├── ContextTooLong 400  it does not fit the model's context
 │   └── ContentFiltered 400 a rule of the policy refuses it
 ├── Unauthorized 401        no key, or a key we do not know
+├── Forbidden 403           a key we know, without the role that the route needs
 ├── NotFound 404            route, model, or instance in the PACS
 ├── MethodNotAllowed 405
+├── Conflict 409            what it would change is no longer as it was
 ├── TooLarge 413            body, image count or pixels over a limit
 ├── UnsupportedMedia 415    a media type that we do not take
 ├── UnusableImage 422       the type is right, the bytes are not an image we can or may use
 ├── Overloaded 429
 ├── Unavailable 503         the engine is not ready, or a stage failed closed
 │   └── SourceUnavailable   the PACS or host that an image is to come from does not answer
+├── AuditUnavailable 503     the record is not on disk: nothing is answered without one
 ├── GuardFailed 503         a guardrail broke: what it did not pass is withheld
 └── InternalError 500       anything unforeseen; says nothing about itself
 
@@ -79,6 +82,12 @@ class Unauthorized(ApiError):
     code = "invalid_api_key"
 
 
+class Forbidden(ApiError):
+    status = 403
+    type = "permission_error"
+    code = "role_missing"
+
+
 class NotFound(ApiError):
     status = 404
     type = "invalid_request_error"
@@ -89,6 +98,12 @@ class MethodNotAllowed(ApiError):
     status = 405
     type = "invalid_request_error"
     code = "method_not_allowed"
+
+
+class Conflict(ApiError):
+    status = 409
+    type = "invalid_request_error"
+    code = "conflict"
 
 
 class TooLarge(ApiError):
@@ -130,6 +145,16 @@ class Unavailable(ApiError):
 
 class SourceUnavailable(Unavailable):
     code = "image_source_unavailable"
+
+
+class AuditUnavailable(ApiError):
+    status = 503
+    type = "service_unavailable"
+    code = "audit_unavailable"
+    retry_after_s = 5
+
+    def __init__(self) -> None:
+        super().__init__("The audit store cannot be written; without a record nothing is answered.")
 
 
 class GuardFailed(ApiError):

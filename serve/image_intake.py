@@ -2,7 +2,7 @@
 
 DICOM and large images are decoded here and not in the replica that has the GPU. File bytes come
 through Ray's shared memory: sending them by value would pickle megabytes on the replica's event
-loop. What goes back is small, the square that the model sees.
+loop. What goes back, the square and its pictures, comes the same way.
 """
 
 from __future__ import annotations
@@ -106,7 +106,9 @@ class ImageIntakeClient:
     """ImageIntake, as a replica calls it. Bounded: what would wait too long is refused."""
 
     def __init__(self, handle: DeploymentHandle) -> None:
-        self._handle = handle
+        # By value, as Ray has it where it is set up for throughput, an answer may have 4 MiB
+        # (RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH): a large imaging.review_side exceeds that.
+        self._handle = handle.options(_by_reference=True)
         self._in_flight = 0
 
     async def prepare(self, data: bytes, declared: str | None, wanted: Wanted) -> Prepared:

@@ -21,6 +21,7 @@ from serve.imaging import raster, sources
 from serve.imaging.fetch import Fetcher
 from serve.imaging.intake import Prepared, Rules, prepare, sniff
 from serve.imaging.sources import DICOM, Inline, Wanted
+from serve.protocol import ImageNote, ImageWindow
 from serve.recent_images import RecentImages
 from serve.settings import Imaging
 
@@ -42,6 +43,24 @@ class TakenImage:
 
     prepared: Prepared
     wanted: Wanted
+
+    @property
+    def note(self) -> ImageNote:
+        """What was done to it, as clients and records are told."""
+        prepared, windowing = self.prepared, self.prepared.windowing
+        return ImageNote(
+            media_type=prepared.media_type,
+            role=self.wanted.role,
+            frame=prepared.frame,
+            frames=prepared.frames,
+            window=ImageWindow(
+                origin=windowing.origin, center=windowing.center, width=windowing.width
+            )
+            if windowing
+            else None,
+            burned_in=prepared.burned_in.action,
+            burned_in_evidence=[str(one) for one in prepared.burned_in.evidence],
+        )
 
 
 class Images:

@@ -72,6 +72,8 @@ def up(settings: Settings, console: Console) -> None:
     try:
         (directory / "pid").write_text(str(os.getpid()))
         settings, new_key = with_secrets(settings)
+        with _phase(console, "audit store"):
+            _check_audit(settings)
         with _phase(console, "checkpoint") as say:
             settings = with_model(settings, say)
         with _phase(console, "Ray"):
@@ -112,6 +114,23 @@ def _check_imaging(settings: Settings) -> None:
         ready(Rules.of(settings, side=1))
     except (OSError, ValueError, ApiError) as error:
         raise StartError(f"the settings of imaging cannot be used: {error}") from None
+
+
+def _check_audit(settings: Settings) -> None:
+    """The store must open, and its keys be right, before anything starts."""
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from serve.audit.opening import open_writer
+    from serve.audit.store import STORE_ERRORS, open_store
+
+    try:
+        store = open_store(settings)
+        open_writer(store, settings, "command").close()
+        store.engine.dispose()
+    except SQLAlchemyError:
+        raise StartError("the audit store's database does not answer, or refuses us") from None
+    except STORE_ERRORS as error:
+        raise StartError(f"the audit store cannot be used: {error}") from None
 
 
 def reload_policy(port: int) -> str:
@@ -246,13 +265,13 @@ def _ray_token(directory: Path) -> Path:
 def _deploy(settings: Settings, policy_text: str, stop: threading.Event) -> None:
     from ray import serve as ray_serve
 
-    from serve.app import APP_NAME, build_app
+    from serve.app import applications
 
     failure: list[BaseException] = []
 
     def run() -> None:
         try:
-            ray_serve.run(build_app(settings, policy_text), name=APP_NAME, route_prefix="/")
+            ray_serve.run_many(applications(settings, policy_text))
         except BaseException as error:  # handed to the waiting thread
             failure.append(error)
 
@@ -319,6 +338,8 @@ Ready at {url}   (research software, not a diagnostic device)
   client.chat.completions.create(model="{MODEL_ID}", messages=[{{"role": "user", "content": [
       {{"type": "image_url", "image_url": {{"url": "data:image/png;base64,..."}}}},
       {{"type": "text", "text": "Is there a pneumothorax?"}}]}}])
+
+Reviews: {url}/reviews/console/   sign in with the key in {settings.state_dir / "admin-key"}
 
 Stop with Ctrl-C, or: llava-med down --port {settings.port}
 """,

@@ -53,6 +53,50 @@ LOOP_LAG = Histogram(
 )
 
 
+RECORDS = Counter(
+    "llava_med_audit_records",
+    "Records by kind: durable, or failed; a failed one's request or answer was refused.",
+    ["kind", "outcome"],
+)
+RECORD_SECONDS = Histogram(
+    "llava_med_audit_write_seconds",
+    "How long a request or an answer waited for its record to be durable.",
+    ["kind"],
+    buckets=(0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1, 5),
+)
+ESCALATIONS = Counter(
+    "llava_med_escalations",
+    "Messages about urgent findings: sent, failed, resolved, unanswered (all reminders sent), or "
+    "broken (the audit store did not answer).",
+    ["outcome"],
+)
+URGENT_WAITING = Gauge("llava_med_urgent_waiting", "Urgent findings that nobody has acknowledged.")
+URGENT_OLDEST = Gauge("llava_med_urgent_oldest_seconds", "Age of the oldest of these; 0: none.")
+
+
+def escalated(outcome: str) -> None:
+    """Counts what became of a message about an urgent finding."""
+    ESCALATIONS.labels(outcome).inc()
+
+
+def urgent_waiting(number: int, oldest_s: float) -> None:
+    """Shows what nobody has acknowledged."""
+    URGENT_WAITING.set(number)
+    URGENT_OLDEST.set(oldest_s)
+
+
+def recorded(kind: str, seconds: float | None = None) -> None:
+    """Counts a record that is durable, and how long somebody waited for it."""
+    RECORDS.labels(kind, "durable").inc()
+    if seconds is not None:
+        RECORD_SECONDS.labels(kind).observe(seconds)
+
+
+def record_failed(kind: str) -> None:
+    """Counts a record that is not."""
+    RECORDS.labels(kind, "failed").inc()
+
+
 def loop_late(seconds: float) -> None:
     """Records one look at the event loop."""
     LOOP_LAG.observe(seconds)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from guardrails import templates
 from guardrails.policy import Policy
+from guardrails.policy_file import ReviewMode
 from guardrails.rails import check_input
 from guardrails.rules import Stage, Verdict
 from guardrails.templates import AnswerFormat, Template
@@ -33,18 +34,31 @@ class Plan:
     """A request, decided: all that is known before the engine runs."""
 
     id: str
-    created: int
+    request_id: str
+    principal: str
+    created: int  # seconds since 1970
+    started: float  # time.perf_counter()
     audit_id: str
     review_id: str
     policy: Policy
     template: Template
     answer_format: AnswerFormat
-    question: str  # all that the user asked, as far as the rules let it through
+    question: str  # the last one, as far as the rules let it through
+    earlier: str  # what the user asked before it
     verdicts: tuple[Verdict, ...]  # of the input rules
     images: tuple[TakenImage, ...]
     prompt: Prompt
     sampling: Sampling
     include_usage: bool
+
+    @property
+    def held(self) -> bool:
+        """Whether the draft waits for a clinician's sign-off."""
+        return self.policy.file.review.mode is ReviewMode.HOLD
+
+    def elapsed_s(self) -> float:
+        """Seconds since the request was read."""
+        return time.perf_counter() - self.started
 
 
 async def make_plan(
@@ -62,6 +76,7 @@ async def make_plan(
     Raises:
         ApiError: the request cannot be served; its subclass says why.
     """
+    started = time.perf_counter()
     if request.model != MODEL_ID:
         raise NotFound(
             f"This service has one model: {MODEL_ID}.", param="model", code="model_not_found"
@@ -78,19 +93,24 @@ async def make_plan(
     }
     taken = await images.take_all(urls, inline, principal=principal)
     turns = _conversation(request, texts, policy, template, answer_format, taken)
+    asked = [
+        text
+        for message, text in zip(request.messages, texts, strict=True)
+        if isinstance(message, protocol.UserMessage)
+    ]
     return Plan(
         id=f"chatcmpl-{request_id}",
+        request_id=request_id,
+        principal=principal,
         created=int(time.time()),
+        started=started,
         audit_id=str(uuid.uuid4()),
         review_id=str(uuid.uuid4()),
         policy=policy,
         template=template,
         answer_format=answer_format,
-        question="\n".join(
-            text
-            for message, text in zip(request.messages, texts, strict=True)
-            if isinstance(message, protocol.UserMessage)
-        ),
+        question=asked[-1],
+        earlier="\n".join(asked[:-1]),
         verdicts=verdicts,
         images=tuple(taken.values()),
         prompt=Prompt(turns=turns, cache_salt=principal),

@@ -273,6 +273,7 @@ class Verdict(_Closed):
 class Escalation(_Closed):
     """A clinician is to look at once: what was found, or the rule that asks for it."""
 
+    action: Literal["escalate to urgent human review"] = "escalate to urgent human review"
     reasons: list[str]
 
 
@@ -297,8 +298,12 @@ class ImageNote(_Closed):
 
 
 class Guardrails(_Closed):
-    """What we add beside OpenAI's fields to every completion."""
+    """What we add beside OpenAI's fields to every completion.
 
+    Of an answer that is held for review nothing is told here, neither.
+    """
+
+    status: Literal["draft", "held"] = "draft"
     policy: str
     template: Template
     format: AnswerFormat

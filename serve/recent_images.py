@@ -2,7 +2,7 @@
 
 Kept per principal, so that nobody learns from timing what somebody else has asked about. An image
 is known by a keyed hash of its file and of what is wanted of it; the key lives as long as the
-process. What is kept is what the model sees, 0.3 MB an image, never a file.
+process. What is kept is what the model sees and its pictures, never a file.
 """
 
 from __future__ import annotations

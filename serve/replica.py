@@ -26,13 +26,17 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOu
 from guardrails import policy
 from guardrails.policy import Policy
 from serve import loop_lag, loopback, metrics
+from serve.audit.opening import model_of, open_writer
+from serve.audit.store import open_store
 from serve.edge import build_edge
 from serve.engine import Output, Prompt, Sampling, Step
 from serve.errors import BadRequest, ContextTooLong, Overloaded, Unavailable
 from serve.image_intake import ImageIntakeClient
 from serve.images import Images
 from serve.imaging.intake import Rules
+from serve.principals import Principals
 from serve.readiness import generate_one_token
+from serve.recorder import Recorder
 from serve.settings import Settings
 
 if TYPE_CHECKING:
@@ -182,6 +186,10 @@ class LlavaMedServer(LLMServer):  # type: ignore[misc]
         intake: DeploymentHandle,
     ) -> None:
         self._settings = settings
+        self._principals = Principals.of(
+            api_key=settings.api_key, admin_key=settings.admin_key, keys=settings.keys
+        )
+        self._recorder = await asyncio.to_thread(_recorder, settings)
         self._images = Images(settings.imaging, rules, ImageIntakeClient(intake))
         if loopback.is_loopback(settings.host):
             loopback.pin_replica_grpc()
@@ -223,4 +231,19 @@ class LlavaMedServer(LLMServer):  # type: ignore[misc]
         self._loop_watch = asyncio.create_task(loop_lag.watch())
         engine = VllmEngine(self.engine._engine_client)  # noqa: SLF001  # Ray offers no other way to it
         await generate_one_token(engine)
-        return build_edge(engine, self._settings, self._policy_in_force, self._images)
+        return build_edge(
+            engine,
+            self._settings,
+            self._policy_in_force,
+            self._images,
+            self._principals,
+            self._recorder,
+        )
+
+
+def _recorder(settings: Settings) -> Recorder:
+    if settings.model is None:
+        raise ValueError("settings.model must name a converted checkpoint folder")
+    store, model = open_store(settings), model_of(settings.model)
+    writer = open_writer(store, settings, "replica", model)
+    return Recorder(store, writer, model, timeout_s=settings.audit.timeout_s)

@@ -17,6 +17,7 @@ from pydantic_settings import (
     YamlConfigSettingsSource,
 )
 
+from serve.escalation.rules import Escalation
 from serve.imaging.regions import KnownRegion
 
 MODEL_ID = "llava-med"
@@ -127,8 +128,14 @@ class Imaging(BaseModel):
     recent_images: int = Field(
         default=64,
         ge=0,
-        description="Images that a replica keeps as the model sees them (0.3 MB each), so that "
-        "several questions about one decode it once; 0: none.",
+        description="Images that a replica keeps as the model sees them, with their pictures (0.4 "
+        "to 2 MB each), so that several questions about one decode it once; 0: none.",
+    )
+    review_side: int = Field(
+        default=1024,
+        ge=0,
+        description="Longer side of the picture that reviewers see, in pixels; larger images are "
+        "reduced. 0: reviewers see the model's square.",
     )
     max_frames: int = Field(default=10_000, gt=0, description="Frames of one DICOM instance.")
     replicas: int = Field(default=1, gt=0, description="ImageIntake replicas, at least.")
@@ -163,6 +170,50 @@ class Imaging(BaseModel):
     )
     fetch: Fetch = Fetch()
     dicomweb: Dicomweb = Dicomweb()
+
+
+class Audit(BaseModel):
+    """The audit store: every request and answer, encrypted, chained, durable before delivery."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    url: SecretStr | None = Field(
+        default=None,
+        description="Database: `postgresql+psycopg://user:password@host/name`, or "
+        "`sqlite:////path/audit.db`. Default: audit.db in state_dir.",
+    )
+    key: SecretStr | None = Field(
+        default=None,
+        description="Key-encryption keys, base64 of 32 bytes each, the current one first, with "
+        "commas or new lines between. Default: those of key_file.",
+    )
+    key_file: Path | None = Field(
+        default=None,
+        description="File with such keys, one a line. Default: generated once into state_dir.",
+    )
+    signing_key: SecretStr | None = Field(
+        default=None,
+        description="Ed25519 key that checkpoints are signed with, base64 of 32 bytes. Default: "
+        "generated once into state_dir.",
+    )
+    checkpoints: Path | None = Field(
+        default=None,
+        description="Folder of the signed checkpoints, best on other storage than the database. "
+        "Default: checkpoints in state_dir.",
+    )
+    checkpoint_s: float = Field(
+        default=10.0, gt=0, description="How often a chain's head is signed, in seconds."
+    )
+    timeout_s: float = Field(
+        default=5.0,
+        gt=0,
+        description="For one write, in seconds; then the request is refused (503).",
+    )
+    retention_days: int | None = Field(
+        default=None,
+        ge=1,
+        description="Days after which content is shredded, once a day. Default: kept.",
+    )
 
 
 class Engine(BaseModel):
@@ -216,18 +267,32 @@ class Settings(BaseSettings):
     replicas: int = Field(default=1, gt=0, description="Model replicas, one GPU each.")
     state_dir: Path = Field(
         default=Path.home() / ".llava-med",
-        description="Converted checkpoints and the generated API key.",
+        description="Converted checkpoints, generated keys, and the audit store.",
     )
     api_key: SecretStr | None = Field(
         default=None,
         min_length=16,
-        description="The API key. Default: generated once into state_dir, readable by you only.",
+        description="Key of the principal `default`, a caller. Default: generated once into "
+        "state_dir, readable by you only.",
+    )
+    admin_key: SecretStr | None = Field(
+        default=None,
+        min_length=16,
+        description="Key of the principal `admin`: reviewer, auditor and admin. Default: generated "
+        "once into state_dir, readable by you only.",
+    )
+    keys: Path | None = Field(
+        default=None,
+        description="File of further principals, their roles and the SHA-256 of their keys "
+        "(`llava-med keys`). Default: keys.yaml in state_dir, if there is one.",
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         default="WARNING", description="Level of Ray's and vLLM's own logs."
     )
     limits: Limits = Limits()
     imaging: Imaging = Imaging()
+    audit: Audit = Audit()
+    escalation: Escalation = Escalation()
     engine: Engine = Engine()
 
     @classmethod

@@ -1,7 +1,7 @@
 """One image, from a file's bytes to what the model sees. Pure: runs in a thread or in a worker.
 
-sniff -> decode -> burned-in text -> square. Only pixels cross: what comes out is made of the 8-bit
-square, and of facts about the decoding that say nothing about a patient.
+sniff -> decode -> burned-in text -> square, pictures. Only pixels cross: what comes out is made of
+8-bit pixels, and of facts about the decoding that say nothing about a patient.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import hmac
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 from PIL import Image
 from pydicom.dataset import Dataset
 
@@ -18,6 +19,7 @@ from serve.errors import BadRequest, TooLarge, UnsupportedMedia, UnusableImage
 from serve.imaging import dicom, ocr, raster
 from serve.imaging.burned_in import BurnedIn, handle
 from serve.imaging.grey import Windowing
+from serve.imaging.pictures import png, review_png
 from serve.imaging.regions import KnownRegion
 from serve.imaging.sources import DICOM, Wanted
 from serve.imaging.square import to_square, with_square_pixels
@@ -48,6 +50,7 @@ class Rules:
     known_regions: tuple[KnownRegion, ...]
     uid_key: bytes
     ocr_timeout_s: float = 5.0  # for one reading of one polarity
+    review_side: int = 1024  # of the reviewers' picture, its longer one at most; 0: no picture
 
     @classmethod
     def of(cls, settings: Settings, *, side: int) -> Rules:
@@ -62,6 +65,7 @@ class Rules:
             # Two polarities, and again after masking: all of it within an image's time.
             ocr_timeout_s=imaging.timeout_s / 4,
             known_regions=imaging.known_regions,
+            review_side=imaging.review_side,
             uid_key=imaging.uid_key.get_secret_value().encode() if imaging.uid_key else b"",
         )
 
@@ -79,6 +83,15 @@ class Prepared:
     frames: int | None
     windowing: Windowing | None  # DICOM, greyscale
     instance: str | None  # keyed hash of SOPInstanceUID, for records alone
+    square_png: bytes  # the same pixels, for records
+    review_png: bytes | None  # the image at more of its own size; None: the square shows as much
+    png_digests: tuple[bytes, ...]  # SHA-256 of these files, hashed once for all who ask
+
+    @property
+    def pngs(self) -> tuple[tuple[bytes, bytes], ...]:
+        """The files, the square's first, each with its digest."""
+        files = (self.square_png, *((self.review_png,) if self.review_png else ()))
+        return tuple(zip(files, self.png_digests, strict=True))
 
     @property
     def image(self) -> Image.Image:
@@ -186,7 +199,10 @@ def prepare(data: bytes, declared: str | None, wanted: Wanted, rules: Rules) -> 
         # A line of a million pixels is a small file, and its square a terabyte.
         raise TooLarge("The image is too long for its width, or too wide for its height.")
     rendered = decoded.rendered
-    pixels = to_square(decoded.image, rules.side).tobytes()
+    square = np.asarray(to_square(decoded.image, rules.side))
+    pixels = square.tobytes()
+    square_png = png(square)
+    larger = review_png(decoded.image, longest=rules.review_side, square_side=rules.side)
     return Prepared(
         pixels=pixels,
         side=rules.side,
@@ -197,6 +213,9 @@ def prepare(data: bytes, declared: str | None, wanted: Wanted, rules: Rules) -> 
         frames=rendered.frames if rendered else None,
         windowing=rendered.windowing if rendered else None,
         instance=instance_hash(rendered.header, rules.uid_key) if rendered else None,
+        square_png=square_png,
+        review_png=larger,
+        png_digests=tuple(hashlib.sha256(one).digest() for one in (square_png, larger) if one),
     )
 
 

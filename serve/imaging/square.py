@@ -4,7 +4,7 @@ Reference: microsoft/LLaVA-Med, ``llava/mm_utils.py``, ``expand2square`` and ``p
 (``image_aspect_ratio: pad``), with the bicubic resize of transformers' ``CLIPImageProcessor``. The
 authors paste a non-square image into the middle or one pixel further, at random; we always take the
 middle. Done here, once and exactly, the engine's own processor has nothing left to pad or resize:
-it only normalises. 336 x 336 x 3 bytes are also all that crosses processes.
+it only normalises.
 """
 
 from __future__ import annotations

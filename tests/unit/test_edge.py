@@ -14,8 +14,9 @@ from typing import Any
 
 import httpx
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import SecretStr
 
 from guardrails import policy, templates
 from guardrails.templates import AnswerFormat, Template
@@ -23,12 +24,16 @@ from serve import errors
 from serve.edge import build_edge
 from serve.engine import Output, Prompt, Sampling, Step
 from serve.errors import ApiError, ContextTooLong, Unavailable
+from serve.principals import Principals
 from serve.readiness import Readiness
 from serve.settings import load
+from tests.unit.recording import any_recorder
 from tests.unit.taking_images import images
 
 POLICY = policy.load()
 KEY = "unit-test-key-0123456789"
+ADMIN_KEY = "unit-test-admin-key-0123"
+PRINCIPALS = Principals.of(api_key=SecretStr(KEY), admin_key=SecretStr(ADMIN_KEY), keys=None)
 HEADERS = {"Authorization": f"Bearer {KEY}"}
 QUESTION = {"model": "llava-med", "messages": [{"role": "user", "content": "Is there a mass?"}]}
 ANSWER = " likely absent, explanation: no mass is seen."
@@ -70,9 +75,9 @@ class ScriptedEngine:
         return b"up 1\n"
 
 
-def _client(engine: ScriptedEngine, **settings: Any) -> httpx.AsyncClient:
-    loaded = load(api_key=KEY, **settings)
-    app = build_edge(engine, loaded, lambda: POLICY, images(loaded))
+def _client(engine: ScriptedEngine, **given_settings: Any) -> httpx.AsyncClient:
+    loaded = load(**given_settings)
+    app = build_edge(engine, loaded, lambda: POLICY, images(loaded), PRINCIPALS, any_recorder())
     transport = httpx.ASGITransport(app)
     return httpx.AsyncClient(transport=transport, base_url="http://edge", headers=HEADERS)
 
@@ -96,10 +101,31 @@ def _content(events: list[Any]) -> str:
     )
 
 
-async def test_the_service_does_not_start_without_a_key() -> None:
-    settings = load().model_copy(update={"api_key": None})
-    with pytest.raises(ValueError, match="LLAVA_MED_API_KEY"):
-        build_edge(ScriptedEngine(), settings, lambda: POLICY, images(settings))
+@pytest.mark.parametrize(
+    ("method", "path", "caller", "admin", "nobody"),
+    [
+        ("POST", "/v1/chat/completions", 200, 403, 401),
+        ("GET", "/v1/models", 200, 403, 401),
+        ("GET", "/v1/models/llava-med", 200, 403, 401),
+        ("GET", "/metrics", 200, 200, 401),
+        ("GET", "/health", 200, 200, 200),
+        ("GET", "/ready", 200, 200, 200),
+        ("POST", "/tokenize", 404, 404, 401),
+        ("GET", "/v1/models/", 404, 404, 401),
+        ("DELETE", "/v1/models", 405, 403, 401),
+    ],
+)
+async def test_each_route_is_for_its_roles_only(
+    method: str, path: str, caller: int, admin: int, nobody: int
+) -> None:
+    engine = ScriptedEngine()
+    async with _client(engine) as client:
+        for key, status in ((KEY, caller), (ADMIN_KEY, admin), ("wrong", nobody)):
+            headers = {"Authorization": f"Bearer {key}"}
+            response = await client.request(method, path, headers=headers, json=QUESTION)
+            assert response.status_code == status
+    answered = [prompt for prompt in engine.prompts if prompt.cache_salt == "default"]
+    assert len(answered) == (path == "/v1/chat/completions")
 
 
 async def test_an_answer_is_labelled_and_its_leading_space_is_gone() -> None:
@@ -112,6 +138,7 @@ async def test_an_answer_is_labelled_and_its_leading_space_is_gone() -> None:
     }
 
 
+@settings(deadline=None)  # the store's disk is everybody's
 @given(st.lists(st.integers(0, len(ANSWER)), max_size=12))
 def test_however_the_engine_cuts_its_text_the_client_reads_the_same(cuts: list[int]) -> None:
     bounds = [0, *sorted(cuts), len(ANSWER)]
@@ -220,7 +247,7 @@ async def test_any_other_schema_is_refused(schema: dict[str, Any] | None) -> Non
 
 async def test_a_client_that_hangs_up_closes_the_engines_generator() -> None:
     engine = ScriptedEngine(pieces=[" likely"], hang=True)
-    app = build_edge(engine, load(api_key=KEY), lambda: POLICY, images(load()))
+    app = build_edge(engine, load(), lambda: POLICY, images(load()), PRINCIPALS, any_recorder())
     body = json.dumps(QUESTION | {"stream": True}).encode()
     incoming: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
     incoming.put_nowait({"type": "http.request", "body": body, "more_body": False})
@@ -297,7 +324,7 @@ def test_every_error_has_openais_shape_and_a_fixed_wording() -> None:
         return [error, *(leaf for child in error.__subclasses__() for leaf in tree(child))]
 
     kinds = tree(ApiError)
-    assert len(kinds) == 15
+    assert len(kinds) == 18
     for kind in kinds:
         assert kind.__name__ in (errors.__doc__ or ""), "the tree in the docstring is whole"
         assert 400 <= kind.status < 600

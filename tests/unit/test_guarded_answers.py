@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import REGISTRY
+from pydantic import SecretStr
 
 from guardrails import policy
 from guardrails.policy import Policy
@@ -19,12 +20,15 @@ from guardrails.rules import RuleSet
 from serve.edge import build_edge
 from serve.engine import Output, Prompt, Sampling, Step
 from serve.errors import Unavailable
+from serve.principals import Principals
 from serve.settings import load
+from tests.unit.recording import any_recorder
 from tests.unit.taking_images import images
 
 POLICY = policy.load()
 LABEL = f"\n\n{POLICY.file.label}"
 KEY = "unit-test-key-0123456789"
+PRINCIPALS = Principals.of(api_key=SecretStr(KEY), admin_key=None, keys=None)
 HEADERS = {"Authorization": f"Bearer {KEY}"}
 ADVICE = "The left lung is collapsed. Insert a chest tube at once. Then repeat the film."
 
@@ -66,7 +70,7 @@ async def post(
             raise in_force
         return in_force
 
-    app = build_edge(engine, load(api_key=KEY), policy_in_force, images(load()))
+    app = build_edge(engine, load(), policy_in_force, images(load()), PRINCIPALS, any_recorder())
     transport = httpx.ASGITransport(app)
     body = {"model": "llava-med", "messages": [{"role": "user", "content": question}], **fields}
     async with httpx.AsyncClient(
@@ -197,7 +201,10 @@ async def test_the_policy_may_redact_what_the_model_reads() -> None:
 async def test_an_urgent_finding_escalates_and_a_denied_one_does_not() -> None:
     said = Engine(("A tension pneumothorax cannot be excluded.",))
     rails = (await post(said, "Describe the image.")).json()["guardrails"]
-    assert rails["escalation"] == {"reasons": ["tension_pneumothorax"]}
+    assert rails["escalation"] == {
+        "action": "escalate to urgent human review",
+        "reasons": ["tension_pneumothorax"],
+    }
     denied = Engine(("There is no evidence of tension pneumothorax.",))
     assert (await post(denied, "Describe the image.")).json()["guardrails"]["escalation"] is None
 

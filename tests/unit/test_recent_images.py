@@ -14,7 +14,7 @@ from serve.imaging.intake import Prepared
 from serve.imaging.sources import Wanted
 from serve.recent_images import RecentImages
 
-IMAGE = Prepared(b"", 0, "", "image/png", BurnedIn(), None, None, None, None)
+IMAGE = Prepared(b"", 0, "", "image/png", BurnedIn(), None, None, None, None, b"", None, ())
 
 
 class Decoder:

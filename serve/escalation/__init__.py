@@ -1,0 +1,1 @@
+"""Escalation: whoever is on call hears of an urgent finding until somebody has looked at it."""
