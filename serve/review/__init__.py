@@ -1,0 +1,1 @@
+"""The review queue: clinicians look at drafts, say what they think of them, and close them."""
