@@ -14,6 +14,8 @@ from ray.serve import Application
 from ray.serve.api import RunTarget
 from ray.serve.llm import LLMConfig, build_llm_deployment
 
+from serve.audit.background import retain
+from serve.escalation.background import escalate
 from serve.image_intake import build_image_intake
 from serve.imaging.intake import Rules
 from serve.replica import LlavaMedServer, NothingToDownload
@@ -64,7 +66,7 @@ def applications(settings: Settings, policy_text: str) -> list[RunTarget]:
     Raises:
         ValueError: see ``build_app``.
     """
-    reviews = build_audit_log(settings, policy_text)
+    reviews = build_audit_log(settings, policy_text, (escalate, retain))
     reviews._bound_deployment._version = _digest(settings)  # noqa: SLF001  # see build_app
     return [
         RunTarget(build_app(settings, policy_text), name=APP_NAME, route_prefix="/"),

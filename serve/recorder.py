@@ -24,11 +24,10 @@ from guardrails.assess import NamedFinding
 from guardrails.rules import Action, Verdict
 from serve import metrics
 from serve.audit import records, schema
-from serve.audit.chain import Link
 from serve.audit.keyring import DataKey
 from serve.audit.records import AnswerRecord, Model, Outcome, RecordedChoice, RequestRecord
 from serve.audit.store import Store
-from serve.audit.writer import AuditUnavailableError, Blob, Entry, Writer
+from serve.audit.writer import AuditUnavailableError, Blob, Entry
 from serve.errors import ApiError, AuditUnavailable
 from serve.images import TakenImage
 from serve.plan import Plan
@@ -62,10 +61,18 @@ class Choice(Protocol):
     def findings(self) -> tuple[NamedFinding, ...]: ...
 
 
+class Writes(Protocol):
+    """A Writer, or a WriterProcess."""
+
+    def write(self, entry: Entry) -> Future[Any] | asyncio.Future[Any]:
+        """Takes an entry; the future is done once it is on disk."""
+        ...
+
+
 class Recorder:
     """Records what one process serves."""
 
-    def __init__(self, store: Store, writer: Writer, model: Model, *, timeout_s: float) -> None:
+    def __init__(self, store: Store, writer: Writes, model: Model, *, timeout_s: float) -> None:
         self.store = store
         self._writer, self._model = writer, model
         self._timeout_s = timeout_s
@@ -153,7 +160,7 @@ class Recorder:
     def submit(self, entry: Entry) -> None:
         """Hands over an entry that nobody waits for."""
 
-        def done(written: Future[Link]) -> None:
+        def done(written: Future[Any] | asyncio.Future[Any]) -> None:
             if written.exception() is None:
                 metrics.recorded(entry.kind)
             else:

@@ -26,7 +26,8 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOu
 from guardrails import policy
 from guardrails.policy import Policy
 from serve import loop_lag, loopback, metrics
-from serve.audit.opening import model_of, open_writer
+from serve.audit.opening import model_of
+from serve.audit.process import WriterProcess
 from serve.audit.store import open_store
 from serve.edge import build_edge
 from serve.engine import Output, Prompt, Sampling, Step
@@ -189,7 +190,7 @@ class LlavaMedServer(LLMServer):  # type: ignore[misc]
         self._principals = Principals.of(
             api_key=settings.api_key, admin_key=settings.admin_key, keys=settings.keys
         )
-        self._recorder = await asyncio.to_thread(_recorder, settings)
+        self._recorder = await _recorder(settings)
         self._images = Images(settings.imaging, rules, ImageIntakeClient(intake))
         if loopback.is_loopback(settings.host):
             loopback.pin_replica_grpc()
@@ -241,9 +242,11 @@ class LlavaMedServer(LLMServer):  # type: ignore[misc]
         )
 
 
-def _recorder(settings: Settings) -> Recorder:
+async def _recorder(settings: Settings) -> Recorder:
     if settings.model is None:
         raise ValueError("settings.model must name a converted checkpoint folder")
-    store, model = open_store(settings), model_of(settings.model)
-    writer = open_writer(store, settings, "replica", model)
+    store = await asyncio.to_thread(open_store, settings)
+    model = model_of(settings.model)
+    writer = WriterProcess(settings, "replica", model)
+    await writer.start()
     return Recorder(store, writer, model, timeout_s=settings.audit.timeout_s)

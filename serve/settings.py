@@ -199,7 +199,7 @@ class Audit(BaseModel):
     checkpoints: Path | None = Field(
         default=None,
         description="Folder of the signed checkpoints, best on other storage than the database. "
-        "Default: checkpoints in state_dir.",
+        "Default: audit-checkpoints in state_dir.",
     )
     checkpoint_s: float = Field(
         default=10.0, gt=0, description="How often a chain's head is signed, in seconds."

@@ -14,7 +14,7 @@ import uvicorn
 import yaml
 
 from guardrails import policy
-from serve.audit.opening import open_writer
+from serve.audit.process import WriterProcess
 from serve.audit.records import Model
 from serve.audit.store import open_store
 from serve.edge import build_edge
@@ -45,17 +45,19 @@ class Engine:
         return b""
 
 
-def main() -> None:
+async def main() -> None:
     settings = load()
     store, model = open_store(settings), Model(id="llava-med", digest="0" * 64)
-    writer = open_writer(store, settings, "replica", model)
+    writer = WriterProcess(settings, "replica", model)
+    await writer.start()
     recorder = Recorder(store, writer, model, timeout_s=settings.audit.timeout_s)
     principals = Principals.of(api_key=settings.api_key, admin_key=None, keys=None)
     # Without rules a policy is compiled in no time, and the process starts as fast.
     rules = policy.parse(yaml.safe_dump(yaml.safe_load(policy.read()) | {"rules": []}))
     app = build_edge(Engine(), settings, lambda: rules, images(settings), principals, recorder)
-    uvicorn.run(app, port=int(sys.argv[1]), log_level="error", lifespan="off")
+    config = uvicorn.Config(app, port=int(sys.argv[1]), log_level="error", lifespan="off")
+    await uvicorn.Server(config).serve()
 
 
 if __name__ == "__main__":
-    main()
+    asyncio.run(main())

@@ -39,7 +39,7 @@ def open_writer(store: Store, settings: Settings, role: Role, model: Model | Non
 
 def checkpoint_folder(settings: Settings) -> Path:
     """Where signed checkpoints are."""
-    return settings.audit.checkpoints or settings.state_dir / "checkpoints"
+    return settings.audit.checkpoints or settings.state_dir / "audit-checkpoints"
 
 
 def model_of(folder: Path) -> Model:

@@ -269,7 +269,7 @@ class Writer:
         table = schema.blobs
         for blob in blobs:
             noted = used.get(blob.name, self._noted.get(blob.name, 0))
-            if at - noted < NOTED_US:
+            if at - noted < NOTED_US // 2:
                 continue
             used[blob.name] = at
             known = connection.execute(

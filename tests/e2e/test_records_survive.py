@@ -124,7 +124,7 @@ def check(settings: Settings, load_: Load) -> None:
 def verified(store: Store, settings: Settings) -> Report:
     assert settings.audit.signing_key is not None
     key = signing_key(settings.audit.signing_key.get_secret_value()).public_key()
-    checkpoints = read(settings.state_dir / "checkpoints", store.id, key)
+    checkpoints = read(settings.state_dir / "audit-checkpoints", store.id, key)
     return verify(store.engine, checkpoints, Contents(store))
 
 

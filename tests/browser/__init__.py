@@ -1,0 +1,1 @@
+"""The review console in a real browser, on the real review application and a real store."""
