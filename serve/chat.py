@@ -21,7 +21,7 @@ from serve.engine import Engine, Output, Step
 from serve.errors import ApiError, GuardFailed, InternalError
 from serve.plan import Plan
 from serve.protocol import ChunkChoice, Delta, FinishReason, Usage
-from serve.recorder import Recorder, reasons
+from serve.recorder import Recorder, Recording, reasons
 from serve.settings import MODEL_ID
 
 _DONE = b"data: [DONE]\n\n"
@@ -172,9 +172,9 @@ async def complete(plan: Plan, engine: Engine, recorder: Recorder) -> bytes:
     """
     answers = [Answer(plan) for _ in range(plan.sampling.n)]
     contents = [""] * len(answers)
-    with await recorder.begin(plan) as recording:
+    with recorder.begin(plan) as recording:
         recording.choices = answers
-        async with aclosing(_steps(plan, engine)) as steps:
+        async with aclosing(_steps(plan, engine, recording)) as steps:
             async for step in steps:
                 recording.step(step.prompt_tokens)
                 for output in step.outputs:
@@ -211,8 +211,8 @@ def _reason(plan: Plan, answer: Answer) -> FinishReason:
     return "content_filter" if plan.held else answer.finish_reason or "stop"
 
 
-def _steps(plan: Plan, engine: Engine) -> AsyncGenerator[Step, None]:
-    return engine.generate(plan.prompt, plan.sampling, plan.id)
+def _steps(plan: Plan, engine: Engine, recording: Recording) -> AsyncGenerator[Step, None]:
+    return engine.generate(plan.prompt, plan.sampling, plan.id, recording.durable)
 
 
 async def stream(plan: Plan, engine: Engine, recorder: Recorder) -> AsyncGenerator[bytes, None]:
@@ -227,9 +227,9 @@ async def stream(plan: Plan, engine: Engine, recorder: Recorder) -> AsyncGenerat
     events = _Events(plan)
     started = False
     try:
-        with await recorder.begin(plan) as recording:
+        with recorder.begin(plan) as recording:
             recording.choices = events.answers
-            async with aclosing(_steps(plan, engine)) as steps:
+            async with aclosing(_steps(plan, engine, recording)) as steps:
                 async for step in steps:
                     recording.step(step.prompt_tokens)
                     if not started:

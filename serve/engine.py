@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -72,11 +72,14 @@ class Engine(Protocol):
     """The engine, as the request path sees it."""
 
     def generate(
-        self, prompt: Prompt, sampling: Sampling, request_id: str
+        self, prompt: Prompt, sampling: Sampling, request_id: str, allowed: Awaitable[None]
     ) -> AsyncGenerator[Step, None]:
         """Generates. Closing the iterator aborts the request in the engine.
 
+        The prompt may be made ready at once, but no token before ``allowed`` is done.
+
         Raises:
+            whatever ``allowed`` raises: then nothing was generated.
             ContextTooLong, BadRequest: the prompt cannot be served.
             Unavailable: the engine is dead or failed.
         """

@@ -59,7 +59,9 @@ async def generate_one_token(engine: Engine) -> None:
         stream=False,
     )
     tokens = 0
-    async for step in engine.generate(prompt, sampling, f"ready-{uuid.uuid4().hex}"):
+    at_once: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    at_once.set_result(None)
+    async for step in engine.generate(prompt, sampling, f"ready-{uuid.uuid4().hex}", at_once):
         tokens += sum(output.tokens for output in step.outputs)
     if tokens == 0:
         raise Unavailable("The engine generates no tokens.")

@@ -10,9 +10,10 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Generator, Iterable, Sequence
 from concurrent.futures import Future
-from dataclasses import asdict
+from dataclasses import fields
+from functools import lru_cache
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -24,10 +25,11 @@ from guardrails.assess import NamedFinding
 from guardrails.rules import Action, Verdict
 from serve import metrics
 from serve.audit import records, schema
+from serve.audit.entries import AuditUnavailableError, Blob, Entry, Kind
 from serve.audit.keyring import DataKey
 from serve.audit.records import AnswerRecord, Model, Outcome, RecordedChoice, RequestRecord
 from serve.audit.store import Store
-from serve.audit.writer import AuditUnavailableError, Blob, Entry
+from serve.engine import Sampling
 from serve.errors import ApiError, AuditUnavailable
 from serve.images import TakenImage
 from serve.plan import Plan
@@ -65,23 +67,23 @@ class Writes(Protocol):
     """A Writer, or a WriterProcess."""
 
     def write(self, entry: Entry) -> Future[Any] | asyncio.Future[Any]:
-        """Takes an entry; the future is done once it is on disk."""
+        """Takes an entry; the future is done once it is on disk. Cancelling it stops no record."""
         ...
 
 
 class Recorder:
     """Records what one process serves."""
 
-    def __init__(self, store: Store, writer: Writes, model: Model, *, timeout_s: float) -> None:
+    def __init__(self, store: Store, writer: Writes, model: Model) -> None:
         self.store = store
         self._writer, self._model = writer, model
-        self._timeout_s = timeout_s
+        self._term = lru_cache(4096)(store.term)
 
-    async def begin(self, plan: Plan) -> Recording:
-        """Records a request.
+    def begin(self, plan: Plan) -> Recording:
+        """Begins to record a request: ``durable`` of what it returns says when that is done.
 
         Raises:
-            AuditUnavailable: it is not on disk; the engine must not start.
+            AuditUnavailable: the store takes nothing; the engine must not start.
         """
         key = DataKey.new()
         body = _request(plan, self._model, [self._recorded(image) for image in plan.images])
@@ -93,8 +95,7 @@ class Recorder:
             new_key=True,
             blobs=tuple(blob for image in plan.images for blob in self._blobs(image)),
         )
-        await self.written(entry)
-        return Recording(self, plan, key)
+        return Recording(self, plan, key, self._taken(entry))
 
     def refused(self, request_id: str, principal: str, error: ApiError) -> None:
         """Records a request that was turned down, without its text; nobody waits for it."""
@@ -106,8 +107,7 @@ class Recorder:
             param=error.param,
             message=error.message,
         )
-        terms = {"kind": "refusal", "principal": principal, "request_id": request_id}
-        terms["code"] = error.code
+        terms = {"kind": "refusal", "principal": principal, "code": error.code}
         self.submit(
             Entry(
                 "refusal",
@@ -137,7 +137,7 @@ class Recorder:
             plan.audit_id,
             body.model_dump_json().encode(),
             key,
-            terms=self._terms(_searchable(plan, self._model, body, finding)),
+            terms=self._terms(_searchable(plan, body, finding)),
             rows=tuple(rows),
         )
 
@@ -147,15 +147,14 @@ class Recorder:
         Raises:
             AuditUnavailable: it is not, or nobody knows.
         """
-        started = time.perf_counter()
+        await self._taken(entry)
+
+    def _taken(self, entry: Entry) -> Awaitable[None]:
         try:
-            async with asyncio.timeout(self._timeout_s):
-                # Whoever leaves does not take the record along.
-                await asyncio.shield(asyncio.wrap_future(self._writer.write(entry)))
-        except (AuditUnavailableError, TimeoutError):
+            return _Durable(asyncio.wrap_future(self._writer.write(entry)), entry.kind)
+        except AuditUnavailableError:
             metrics.record_failed(entry.kind)
             raise AuditUnavailable() from None
-        metrics.recorded(entry.kind, time.perf_counter() - started)
 
     def submit(self, entry: Entry) -> None:
         """Hands over an entry that nobody waits for."""
@@ -172,7 +171,7 @@ class Recorder:
             metrics.record_failed(entry.kind)
 
     def _terms(self, values: Iterable[tuple[str, str]]) -> tuple[int, ...]:
-        return tuple(self.store.term(name, value) for name, value in values)
+        return tuple(self._term(name, value) for name, value in values)
 
     def _recorded(self, taken: TakenImage) -> records.RecordedImage:
         square, *picture = (
@@ -191,17 +190,36 @@ class Recorder:
             yield Blob(self.store.blob_name_of(digest), file)
 
 
+class _Durable:
+    """An entry that was handed over. To be awaited, or not, if its request has ended already."""
+
+    def __init__(self, written: asyncio.Future[Any], kind: Kind) -> None:
+        self._written, self._kind = written, kind
+        self._started = time.perf_counter()
+
+    def __await__(self) -> Generator[Any, None, None]:
+        try:
+            yield from self._written
+        except AuditUnavailableError:
+            metrics.record_failed(self._kind)
+            raise AuditUnavailable() from None
+        metrics.recorded(self._kind, time.perf_counter() - self._started)
+
+
 class Recording:
     """A request that is on record. Whatever ends it, its answer's record follows.
 
-    with await recorder.begin(plan) as recording:
+    with recorder.begin(plan) as recording:
         recording.choices = answers
-        async for step in steps:
+        async for step in engine.generate(..., recording.durable):
             recording.step(step.prompt_tokens)
         await recording.answered()
     """
 
-    def __init__(self, recorder: Recorder, plan: Plan, key: DataKey) -> None:
+    def __init__(
+        self, recorder: Recorder, plan: Plan, key: DataKey, durable: Awaitable[None]
+    ) -> None:
+        self.durable = durable  # the request: the engine starts only after it
         self.choices: Sequence[Choice] = ()
         self._recorder, self._plan, self._key = recorder, plan, key
         self._planned_s = plan.elapsed_s()
@@ -286,10 +304,15 @@ def _request(plan: Plan, model: Model, images: Sequence[records.RecordedImage]) 
             for turn in plan.prompt.turns
         ),
         images=tuple(images),
-        sampling=records.RecordedSampling(**asdict(plan.sampling)),
+        sampling=_sampling(plan.sampling),
         verdicts=_verdicts(plan.verdicts),
         held=plan.held,
     )
+
+
+def _sampling(sampling: Sampling) -> records.RecordedSampling:
+    values = {field.name: getattr(sampling, field.name) for field in fields(sampling)}
+    return records.RecordedSampling(**values)
 
 
 def _choice(choice: Choice) -> RecordedChoice:
@@ -316,17 +339,13 @@ def _verdicts(verdicts: Iterable[Verdict]) -> tuple[records.RecordedVerdict, ...
 
 
 def _searchable(
-    plan: Plan, model: Model, body: AnswerRecord, finding: Finding | None
+    plan: Plan, body: AnswerRecord, finding: Finding | None
 ) -> Iterable[tuple[str, str]]:
     """What an exchange is found by."""
     yield from (
         ("kind", "answer"),
         ("principal", plan.principal),
-        ("request_id", plan.request_id),
-        ("review_id", plan.review_id),
         ("template", plan.template),
-        ("model", model.id),
-        ("policy", plan.policy.id),
         ("outcome", body.outcome),
     )
     if finding is not None:

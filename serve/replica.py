@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, cast
 
@@ -31,7 +31,7 @@ from serve.audit.process import WriterProcess
 from serve.audit.store import open_store
 from serve.edge import build_edge
 from serve.engine import Output, Prompt, Sampling, Step
-from serve.errors import BadRequest, ContextTooLong, Overloaded, Unavailable
+from serve.errors import ApiError, BadRequest, ContextTooLong, Overloaded, Unavailable
 from serve.image_intake import ImageIntakeClient
 from serve.images import Images
 from serve.imaging.intake import Rules
@@ -59,11 +59,12 @@ class VllmEngine:
         self._chat_params = ChatParams(chat_template_content_format="openai")
 
     async def generate(
-        self, prompt: Prompt, sampling: Sampling, request_id: str
+        self, prompt: Prompt, sampling: Sampling, request_id: str, allowed: Awaitable[None]
     ) -> AsyncGenerator[Step, None]:
         """See serve.engine.Engine.generate."""
         try:
             engine_input = await self._render(prompt)
+            await allowed
             room = self._room(len(engine_input["prompt_token_ids"]))
             params = _params(sampling, max_tokens=min(sampling.max_tokens, room))
             async with aclosing(self._client.generate(engine_input, params, request_id)) as outputs:
@@ -75,7 +76,7 @@ class VllmEngine:
             if "longer than" in str(error) or "maximum" in str(error):
                 raise self._too_long() from None
             raise BadRequest("The engine cannot serve this request.") from None
-        except (asyncio.CancelledError, GeneratorExit, BadRequest):
+        except (asyncio.CancelledError, GeneratorExit, ApiError):
             raise
         except Exception as error:  # the engine's own failures, of whatever kind
             raise Unavailable("The engine failed.") from error
@@ -249,4 +250,4 @@ async def _recorder(settings: Settings) -> Recorder:
     model = model_of(settings.model)
     writer = WriterProcess(settings, "replica", model)
     await writer.start()
-    return Recorder(store, writer, model, timeout_s=settings.audit.timeout_s)
+    return Recorder(store, writer, model)

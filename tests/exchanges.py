@@ -24,6 +24,7 @@ from guardrails.rules import Action, Stage
 from guardrails.templates import DRAFT_LABEL, PREAMBLE
 from serve.audit import schema
 from serve.audit.chain import Link
+from serve.audit.entries import Blob, Entry
 from serve.audit.keyring import DataKey
 from serve.audit.records import (
     AnswerRecord,
@@ -37,7 +38,7 @@ from serve.audit.records import (
     RequestRecord,
 )
 from serve.audit.store import Store
-from serve.audit.writer import Blob, Entry, Writer
+from serve.audit.writer import Writer
 from serve.escalation import outbox
 from serve.phantom.draw import Phantom, draw
 from serve.protocol import ImageNote, ImageWindow

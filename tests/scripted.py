@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable
 
 import uvicorn
 import yaml
@@ -31,8 +31,9 @@ class Engine:
     """Says the same thing each time, a word a step."""
 
     async def generate(
-        self, _prompt: Prompt, _sampling: Sampling, _request_id: str
+        self, _prompt: Prompt, _sampling: Sampling, _request_id: str, allowed: Awaitable[None]
     ) -> AsyncGenerator[Step, None]:
+        await allowed
         words = ANSWER.split(" ")[1:]
         for number, word in enumerate(words, 1):
             await asyncio.sleep(0.001)
@@ -50,7 +51,7 @@ async def main() -> None:
     store, model = open_store(settings), Model(id="llava-med", digest="0" * 64)
     writer = WriterProcess(settings, "replica", model)
     await writer.start()
-    recorder = Recorder(store, writer, model, timeout_s=settings.audit.timeout_s)
+    recorder = Recorder(store, writer, model)
     principals = Principals.of(api_key=settings.api_key, admin_key=None, keys=None)
     # Without rules a policy is compiled in no time, and the process starts as fast.
     rules = policy.parse(yaml.safe_dump(yaml.safe_load(policy.read()) | {"rules": []}))

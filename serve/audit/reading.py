@@ -13,10 +13,11 @@ from sqlalchemy import Connection, Row, select
 
 from serve.audit import schema
 from serve.audit.chain import Link
+from serve.audit.entries import Entry
 from serve.audit.keyring import DataKey
 from serve.audit.records import AnswerRecord, ReadRecord, RequestRecord
 from serve.audit.store import Store, UnknownError, open_record
-from serve.audit.writer import Entry, Writer
+from serve.audit.writer import Writer
 
 Body = TypeVar("Body", bound=BaseModel)
 

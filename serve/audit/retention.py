@@ -21,11 +21,13 @@ from itertools import islice
 from sqlalchemy import ColumnElement, Connection, delete, func, select, tuple_, update
 
 from serve.audit import schema
+from serve.audit.committing import NOTED_US
+from serve.audit.entries import Entry, RefusedError
 from serve.audit.problems import UNSEALED
 from serve.audit.reading import body_of, records_of
 from serve.audit.records import RequestRecord, ShredRecord
 from serve.audit.store import Store
-from serve.audit.writer import NOTED_US, Entry, RefusedError, Writer
+from serve.audit.writer import Writer
 
 DAY_US = 24 * 3600 * 1_000_000
 # Together in one transaction: others' writes wait for it, some tens of milliseconds.

@@ -15,10 +15,11 @@ from typing import Any
 from sqlalchemy import Connection, Table, bindparam, func, select, update
 
 from serve.audit import schema
+from serve.audit.entries import Entry
 from serve.audit.keyring import ID_BYTES, Keyring
 from serve.audit.records import RotateRecord
 from serve.audit.store import INDEX_KEY, Store, key_place
-from serve.audit.writer import Entry, Writer
+from serve.audit.writer import Writer
 
 _BATCH = 500
 

@@ -139,7 +139,11 @@ def engine_for(url: str, *, timeout_s: float) -> Engine:
         timeout_s: for a lock, a connection, a statement.
     """
     if url.startswith("sqlite"):
-        engine = create_engine(url, connect_args={"timeout": timeout_s, "check_same_thread": False})
+        engine = create_engine(
+            url,
+            paramstyle="named",  # as PostgreSQL's: rows are dictionaries for both
+            connect_args={"timeout": timeout_s, "check_same_thread": False},
+        )
         event.listen(engine, "connect", _sqlite_connected)
         event.listen(engine, "begin", _sqlite_begin)
         return engine
@@ -157,7 +161,12 @@ def engine_for(url: str, *, timeout_s: float) -> Engine:
 
 def _sqlite_connected(connection: Any, _record: object) -> None:
     connection.isolation_level = None  # transactions begin where we say, see below
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "secure_delete=ON"):
+    for pragma in (
+        "journal_mode=WAL",
+        "synchronous=FULL",
+        "secure_delete=ON",
+        "wal_autocheckpoint=4000",
+    ):
         connection.execute(f"PRAGMA {pragma}")
 
 

@@ -19,12 +19,13 @@ from typing import Literal
 from pydantic import ValidationError
 from sqlalchemy import Connection
 
+from serve.audit.entries import Entry
 from serve.audit.keyring import AlteredError, DataKey, WrongKeyError
 from serve.audit.reading import exchange
 from serve.audit.records import EscalationRecord
 from serve.audit.schema import WRITE
 from serve.audit.store import ShreddedError, Store, UnknownError
-from serve.audit.writer import Entry, Writer
+from serve.audit.writer import Writer
 from serve.escalation import messages, outbox
 from serve.escalation.messages import Notice
 from serve.escalation.outbox import Due

@@ -16,10 +16,11 @@ from sqlalchemy.exc import SQLAlchemyError
 from guardrails.policy import Policy
 from serve.audit import reading
 from serve.audit.chain import Link
+from serve.audit.entries import AuditUnavailableError, Entry
 from serve.audit.keyring import AlteredError, WrongKeyError
 from serve.audit.records import ReviewAction
 from serve.audit.store import ShreddedError, Store, UnknownError
-from serve.audit.writer import AuditUnavailableError, Entry, Writer
+from serve.audit.writer import Writer
 from serve.errors import AuditUnavailable, InternalError, NotFound
 from serve.principals import Principal, Role
 from serve.review import decisions, items, queue, stats, views

@@ -17,9 +17,9 @@ from typing import Literal
 from sqlalchemy import Connection, func, or_, select, update
 
 from serve.audit import schema
+from serve.audit.entries import Entry, RefusedError
 from serve.audit.records import ReviewAction
 from serve.audit.store import Store, detail_place
-from serve.audit.writer import Entry, RefusedError
 from serve.escalation import outbox
 from serve.review import decisions, items, states
 from serve.review.decisions import Act, Change

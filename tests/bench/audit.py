@@ -25,11 +25,11 @@ from sqlalchemy import text
 from serve.audit import checkpoints, keyring
 from serve.audit.chain import Link
 from serve.audit.contents import Contents
+from serve.audit.entries import Blob
 from serve.audit.opening import checkpoint_folder, open_writer
 from serve.audit.search import search
 from serve.audit.store import Store, open_store
 from serve.audit.verify import verify
-from serve.audit.writer import Blob
 from serve.settings import Settings, load
 from tests.postgres import postgres
 from tests.unit.audit.conftest import exchange

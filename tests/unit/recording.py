@@ -38,9 +38,9 @@ def opened(settings: Settings) -> Iterator[tuple[Store, Writer]]:
 
 
 @contextmanager
-def recorder_in(folder: Path, *, timeout_s: float = 5.0) -> Iterator[Recorder]:
+def recorder_in(folder: Path) -> Iterator[Recorder]:
     with opened(settings_in(folder)) as (store, writer):
-        yield Recorder(store, writer, MODEL, timeout_s=timeout_s)
+        yield Recorder(store, writer, MODEL)
 
 
 @cache

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -51,8 +51,9 @@ class ScriptedEngine:
     closed: int = 0
 
     async def generate(
-        self, prompt: Prompt, sampling: Sampling, _request_id: str
+        self, prompt: Prompt, sampling: Sampling, _request_id: str, allowed: Awaitable[None]
     ) -> AsyncGenerator[Step, None]:
+        await allowed
         self.prompts.append(prompt)
         self.samplings.append(sampling)
         try:

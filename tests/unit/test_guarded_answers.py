@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,8 +43,9 @@ class Engine:
     finished: bool = False
 
     async def generate(
-        self, prompt: Prompt, _sampling: Sampling, _request_id: str
+        self, prompt: Prompt, _sampling: Sampling, _request_id: str, allowed: Awaitable[None]
     ) -> AsyncGenerator[Step, None]:
+        await allowed
         self.prompts.append(prompt)
         for at in range(0, max(map(len, self.texts)), self.size):
             outputs = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Iterator
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -78,8 +78,9 @@ class Engine:
     seen: list[list[str]] = field(default_factory=list)
 
     async def generate(
-        self, _prompt: Prompt, _sampling: Sampling, _request_id: str
+        self, _prompt: Prompt, _sampling: Sampling, _request_id: str, allowed: Awaitable[None]
     ) -> AsyncGenerator[Step, None]:
+        await allowed
         for number, piece in enumerate(self.pieces):
             self.seen.append(kinds(self.recorder))
             last = number == len(self.pieces) - 1

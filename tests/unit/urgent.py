@@ -15,6 +15,7 @@ from sqlalchemy import Connection, select, update
 
 from guardrails.answers import Template
 from serve.audit import keyring, schema
+from serve.audit.entries import Entry
 from serve.audit.keyring import DataKey
 from serve.audit.opening import open_writer
 from serve.audit.reading import body_of, records_of
@@ -28,7 +29,7 @@ from serve.audit.records import (
     ReviewRecord,
 )
 from serve.audit.store import Store, open_store
-from serve.audit.writer import Entry, Writer
+from serve.audit.writer import Writer
 from serve.escalation import outbox
 from serve.escalation.courier import Courier
 from serve.escalation.rules import Escalation

@@ -17,6 +17,7 @@ from guardrails.answers import AnswerFormat, Status, Template
 from guardrails.rules import Action, Stage
 from serve.audit import checkpoints, keyring, reading, schema
 from serve.audit.contents import Contents
+from serve.audit.entries import Blob, Entry
 from serve.audit.opening import checkpoint_folder, open_writer
 from serve.audit.records import (
     AnswerRecord,
@@ -33,7 +34,7 @@ from serve.audit.records import (
 )
 from serve.audit.store import Store, detail_place, open_store
 from serve.audit.verify import Report, verify
-from serve.audit.writer import Blob, Entry, Writer
+from serve.audit.writer import Writer
 from serve.protocol import ImageNote
 from serve.settings import Settings, load
 from tests.postgres import Postgres, postgres
@@ -249,7 +250,7 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """The writers' clock; right until it is set."""
     clock = Clock()
-    monkeypatch.setattr("serve.audit.writer.time", clock)
+    monkeypatch.setattr("serve.audit.committing.time", clock)
     return clock
 
 

@@ -18,9 +18,10 @@ from sqlalchemy import Connection, text
 
 from serve.audit import checkpoints, keyring, reading
 from serve.audit.checkpoints import Checkpoints
+from serve.audit.entries import AuditUnavailableError, Entry, RefusedError
 from serve.audit.opening import open_writer
 from serve.audit.store import open_store
-from serve.audit.writer import AuditUnavailableError, Entry, RefusedError, Writer
+from serve.audit.writer import Writer
 from serve.settings import load
 from tests.postgres import postgres
 from tests.unit.audit.conftest import DRAFT, QUESTION, Audited, Opener
