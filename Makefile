@@ -14,7 +14,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 PEERS = dcmtk orthanc orthanc-dicomweb tesseract-ocr-eng postgresql chromium prometheus-alertmanager
 
 .DEFAULT_GOAL := help
-.PHONY: help setup peers serve down test lint unit e2e bench phantom clean
+.PHONY: help setup peers serve down test lint unit browser e2e bench phantom clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,7 +44,7 @@ serve: $(READY)  ## Start the guarded service (default: the phantom model) until
 down: $(READY)  ## Stop it, leaving no process and no port behind
 	$(BIN)/llava-med down --port $(PORT)
 
-test: lint unit e2e  ## Everything CI runs
+test: lint unit browser e2e  ## Everything CI runs
 
 lint: $(READY)  ## Formatting, lint, types, import rules
 	$(BIN)/ruff format --check .
@@ -55,6 +55,9 @@ lint: $(READY)  ## Formatting, lint, types, import rules
 unit: $(READY)  ## Fast tests
 	$(BIN)/pytest tests/unit
 
+browser: $(READY)  ## Tests of the review console in a real browser
+	$(BIN)/pytest tests/browser
+
 e2e: $(READY)  ## Tests on the real stack: Ray Serve, vLLM, HTTP
 	$(BIN)/pytest tests/e2e
 
@@ -64,6 +67,8 @@ bench: $(READY)  ## Side by side with bare vLLM; one JSON object on the last lin
 	$(BIN)/python -m tests.bench.ocr
 	$(BIN)/python -m tests.bench.images
 	$(BIN)/python -m tests.bench.rails
+	$(BIN)/python -m tests.bench.audit --exchanges 30000
+	$(BIN)/python -m tests.bench.recording
 	$(BIN)/python -m tests.bench
 
 phantom: $(READY)  ## Train the phantom model anew (about 40 minutes on two cores)

@@ -106,7 +106,11 @@ class ChatCompletions:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
-        body = await _read_body(scope, receive, limit=self._limits.max_body_bytes)
+        try:
+            body = await _read_body(scope, receive, limit=self._limits.max_body_bytes)
+        except ApiError as error:
+            self._record_refusal(scope, error)
+            raise
         if body is not None:
             await _until_disconnect(receive, lambda: self._respond(body, scope, send))
 
@@ -114,13 +118,16 @@ class ChatCompletions:
         try:
             plan = await self._plan(body, scope)
         except ApiError as error:
-            state = scope["state"]
-            self._recorder.refused(state["request_id"], state["principal"].name, error)
+            self._record_refusal(scope, error)
             raise
         if plan.sampling.stream:
             await _send_events(chat.stream(plan, self._engine, self._recorder), send)
         else:
             await _send(send, await chat.complete(plan, self._engine, self._recorder))
+
+    def _record_refusal(self, scope: Scope, error: ApiError) -> None:
+        state = scope["state"]
+        self._recorder.refused(state["request_id"], state["principal"].name, error)
 
     async def _plan(self, body: bytearray, scope: Scope) -> Plan:
         request, inline = parse_request(body)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from guardrails.rules import Stage, Verdict
 
@@ -64,14 +64,23 @@ RECORD_SECONDS = Histogram(
     ["kind"],
     buckets=(0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1, 5),
 )
+# What AuditLog serves, at /v1/reviews/metrics; a replica's own /metrics would show it as nought.
+REVIEWS = CollectorRegistry()
 ESCALATIONS = Counter(
     "llava_med_escalations",
     "Messages about urgent findings: sent, failed, resolved, unanswered (all reminders sent), or "
     "broken (the audit store did not answer).",
     ["outcome"],
+    registry=REVIEWS,
 )
-URGENT_WAITING = Gauge("llava_med_urgent_waiting", "Urgent findings that nobody has acknowledged.")
-URGENT_OLDEST = Gauge("llava_med_urgent_oldest_seconds", "Age of the oldest of these; 0: none.")
+URGENT_WAITING = Gauge(
+    "llava_med_urgent_waiting",
+    "Urgent findings that nobody has acknowledged.",
+    registry=REVIEWS,
+)
+URGENT_OLDEST = Gauge(
+    "llava_med_urgent_oldest_seconds", "Age of the oldest of these; 0: none.", registry=REVIEWS
+)
 
 
 def escalated(outcome: str) -> None:

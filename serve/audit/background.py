@@ -6,11 +6,16 @@ import asyncio
 import logging
 import time
 
+from sqlalchemy.exc import SQLAlchemyError
+
+from serve.audit.entries import AuditUnavailableError
 from serve.audit.retention import DAY_US, RetentionError, shred
 from serve.audit.store import Store
 from serve.audit.writer import Writer
 from serve.settings import Settings
 
+_DAY_S = 24 * 3600
+_AGAIN_S = 300
 logger = logging.getLogger("llava_med")
 
 
@@ -23,5 +28,9 @@ async def retain(store: Store, writer: Writer, settings: Settings) -> None:
             await asyncio.to_thread(shred, store, writer, "retention", before)
         except RetentionError as error:  # a clock that jumped: tomorrow is another day
             logger.warning("retention: %s", error)
-        await asyncio.sleep(24 * 3600)
+        except (AuditUnavailableError, SQLAlchemyError) as error:
+            logger.error("retention: %s", type(error).__name__)
+            await asyncio.sleep(_AGAIN_S)
+            continue
+        await asyncio.sleep(_DAY_S)
     await asyncio.Event().wait()

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import get_args
 
+from prometheus_client import generate_latest
 from pydantic import BaseModel, ValidationError
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
@@ -23,6 +24,7 @@ from serve.audit.store import Store
 from serve.audit.writer import Writer
 from serve.errors import BadRequest, NotFound, TooLarge, UnsupportedMedia
 from serve.guarded import Guarded, GuardedRoute, exception_handlers
+from serve.metrics import REVIEWS
 from serve.principals import Principal, Principals, Role
 from serve.review import pages
 from serve.review.decisions import Act
@@ -38,6 +40,7 @@ _DEFAULT_LIMIT = 50
 _SELECTIONS: tuple[Selection, ...] = get_args(Selection)
 _ACTIONS: tuple[ReviewAction, ...] = get_args(ReviewAction)
 _REVIEWERS = frozenset({Role.REVIEWER})
+_SCRAPERS = frozenset({Role.CALLER, Role.ADMIN})
 _MAX_SECONDS = 10_000_000_000  # of an epoch time; the year 2286
 _PRIVATE: Mapping[str, str] = {
     "cache-control": "no-store",
@@ -71,6 +74,7 @@ def build_review_app(
             GuardedRoute(PREFIX, routes.list, roles=_REVIEWERS),
             GuardedRoute(f"{PREFIX}/", routes.list, roles=_REVIEWERS),
             GuardedRoute(f"{PREFIX}/stats", routes.stats, roles=_REVIEWERS | {Role.AUDITOR}),
+            GuardedRoute(f"{PREFIX}/metrics", routes.metrics, roles=_SCRAPERS),
             GuardedRoute(f"{PREFIX}/console", routes.to_console, roles="open"),
             GuardedRoute(f"{PREFIX}/console/", routes.page, roles="open"),
             GuardedRoute(PREFIX + "/console/{name}", routes.page, roles="open"),
@@ -148,6 +152,10 @@ class Routes:
             for name in ("since", "until")
         )
         return _json(await self._desk.stats(_who(request), since, until))
+
+    async def metrics(self, _: Request) -> Response:
+        """``GET /v1/reviews/metrics``: escalations, in Prometheus' text format."""
+        return Response(generate_latest(REVIEWS), media_type="text/plain; version=0.0.4")
 
     async def to_console(self, _: Request) -> Response:
         """``GET /v1/reviews/console``: its files are named relative to the folder."""

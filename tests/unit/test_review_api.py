@@ -210,9 +210,9 @@ async def test_ids_that_are_none_lead_nowhere(room: Room) -> None:
     ("who", "allowed"),
     [
         ("dr-jones", {"list", "item", "image", "stats", "claim"}),
-        ("ward-3", {"item"}),
+        ("ward-3", {"item", "metrics"}),
         ("data-office", {"stats"}),
-        ("root", set()),
+        ("root", {"metrics"}),
         (None, set()),
     ],
 )
@@ -225,6 +225,7 @@ async def test_a_route_is_for_its_roles_only(
         "item": ("GET", of(written), {}),
         "image": ("GET", of(written, "/images/0"), {}),
         "stats": ("GET", f"{LIST}/stats", {}),
+        "metrics": ("GET", f"{LIST}/metrics", {}),
         "claim": ("POST", of(written, "/claim"), {"json": {"version": 1}}),
     }
     for name, (method, path, options) in routes.items():
