@@ -5,12 +5,8 @@ Only digests are written; a key is shown once, when it is made. A running servic
 
 from __future__ import annotations
 
-import fcntl
-import os
 import secrets
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -19,6 +15,8 @@ import typer
 from pydantic import ValidationError
 from rich.console import Console
 
+from serve import secret_file
+from serve.local_secrets import KEYS_FILE
 from serve.principals import KeyEntry, KeysFileError, Role, keys_text, parse_keys, read_keys
 from serve.settings import load, problems
 
@@ -110,7 +108,7 @@ def _path(file: Path | None) -> Path:
             settings = load()
         except ValidationError as error:
             _fail(problems(error))
-        file = settings.keys or settings.state_dir / "keys.yaml"
+        file = settings.keys or settings.state_dir / KEYS_FILE
     return file.expanduser().resolve()
 
 
@@ -123,37 +121,19 @@ def _read(path: Path) -> tuple[KeyEntry, ...]:
 
 def _change(path: Path, change: Callable[[tuple[KeyEntry, ...]], tuple[KeyEntry, ...]]) -> None:
     """Puts what ``change`` makes of the file in its place, whole or not at all."""
+
+    def text() -> str:
+        made = keys_text(change(read_keys(path) if path.exists() else ()))
+        parse_keys(made, source=str(path))  # what a service would refuse is never written
+        return made
+
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with _alone_in(path.parent) as folder:
-            text = keys_text(change(read_keys(path) if path.exists() else ()))
-            parse_keys(text, source=str(path))  # what a service would refuse is never written
-            descriptor, new = tempfile.mkstemp(dir=path.parent, prefix=".keys-")  # mode 0600
-            try:
-                with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                    file.write(text)
-                    file.flush()
-                    os.fsync(descriptor)
-                Path(new).replace(path)
-            except BaseException:
-                Path(new).unlink()
-                raise
-            os.fsync(folder)
+        secret_file.change(path, text)
     except KeysFileError as error:
         _fail(str(error))
     except OSError as error:
         _fail(f"{path} cannot be written: {error.strerror}")
-
-
-@contextmanager
-def _alone_in(folder: Path) -> Iterator[int]:
-    """Of two commands at once, one would undo the other's change: a revoked key would be back."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield descriptor
-    finally:
-        os.close(descriptor)
 
 
 def _words(roles: frozenset[Role]) -> str:

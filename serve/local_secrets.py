@@ -10,7 +10,10 @@ from pathlib import Path
 from pydantic import SecretStr
 
 from serve.audit import keyring
+from serve.principals import keys_text
 from serve.settings import Settings
+
+KEYS_FILE = "keys.yaml"
 
 
 def with_secrets(settings: Settings) -> tuple[Settings, str | None]:
@@ -34,6 +37,9 @@ def with_secrets(settings: Settings) -> tuple[Settings, str | None]:
         signing_key, _ = _kept_or_new(settings.state_dir / "signing-key", keyring.new_key)
         audit["signing_key"] = SecretStr(signing_key)
     given["audit"] = settings.audit.model_copy(update=audit)
+    if settings.keys is None:
+        # There from the start, so that a running service takes in the first key that is added.
+        _kept_or_new(settings.state_dir / KEYS_FILE, lambda: keys_text(()))
     return _with_keys_file(settings.model_copy(update=given)), new_key
 
 
@@ -54,7 +60,7 @@ def with_kept_secrets(settings: Settings) -> Settings:
 
 def _with_keys_file(settings: Settings) -> Settings:
     """With the file that `llava-med keys` writes to where no other is named."""
-    file = settings.state_dir / "keys.yaml"
+    file = settings.state_dir / KEYS_FILE
     if settings.keys is not None or not file.is_file():
         return settings
     return settings.model_copy(update={"keys": file})

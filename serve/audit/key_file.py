@@ -1,13 +1,11 @@
-"""The file of key-encryption keys, written anew whole or not at all, readable by its owner only."""
+"""The file of key-encryption keys."""
 
 from __future__ import annotations
 
-import fcntl
-import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from serve import secret_file
 from serve.audit import keyring
 
 
@@ -30,23 +28,10 @@ def change(path: Path, new: Callable[[tuple[str, ...]], tuple[str, ...]]) -> Non
         ValueError: it has no keys now, or would have none.
         OSError: it cannot be read or written.
     """
-    path = path.resolve()
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        # Of two at once, one would undo the other's change, and lose a key.
-        fcntl.flock(folder, fcntl.LOCK_EX)
-        text = "\n".join(new(lines_of(path))) + "\n"
-        keyring.parse(text)
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".audit-key-")  # mode 0600
-        try:
-            with os.fdopen(descriptor, "w") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(descriptor)
-            Path(name).replace(path)
-        except BaseException:
-            Path(name).unlink()
-            raise
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+
+    def text() -> str:
+        made = "\n".join(new(lines_of(path))) + "\n"
+        keyring.parse(made)
+        return made
+
+    secret_file.change(path, text)

@@ -14,6 +14,8 @@ from typing import Any
 
 import aiohttp
 import psutil
+from rich.console import Console
+from rich.progress import track
 
 from serve import processes
 from serve.local import run_dir
@@ -130,6 +132,27 @@ async def run_round(
         await asyncio.gather(*(client() for _ in range(clients)))
         out.requests_per_s = len(out.latency) / (time.perf_counter() - begun)
     return out
+
+
+def on_and_off(
+    server: Server, images: list[str], clients: int, use: Callable[[str], None], *, rounds: int
+) -> dict[str, dict[str, float]]:
+    """Rounds of one service that are ``on`` or ``off`` by turns; who goes first changes each time.
+
+    Args:
+        server: that runs.
+        images: asked about.
+        clients: at once.
+        use: makes the service one or the other.
+        rounds: of each.
+    """
+    asyncio.run(run_round(server, images, clients))  # warm-up
+    measured: dict[str, list[Round]] = {"on": [], "off": []}
+    for number in track(range(rounds), f"{clients} clients", console=Console()):
+        for name in ("on", "off") if number % 2 else ("off", "on"):
+            use(name)
+            measured[name].append(asyncio.run(run_round(server, images, clients)))
+    return {name: summary(several) for name, several in measured.items()}
 
 
 def _ms(seconds: list[float], quantile: float = 0.5) -> float:

@@ -6,7 +6,6 @@ a benchmark should want. Same engine, same requests; the order changes every rou
 
 from __future__ import annotations
 
-import asyncio
 import json
 import secrets
 import signal
@@ -15,18 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
 from guardrails import policy
 from serve.local import reload_policy
 from tests.bench.load import (
     CLIENTS,
-    Round,
     drawings,
+    on_and_off,
     rate,
-    run_round,
-    summary,
     this_service,
 )
 from tests.running import free_port, start, wait_ready
@@ -61,13 +57,8 @@ def main() -> None:
         wait_ready(f"{server.url}/ready", process, folder / "up.log")
         report: dict[str, Any] = {"rails": {}}
         for clients in CLIENTS:
-            asyncio.run(run_round(server, images, clients))  # warm-up
-            rounds: dict[str, list[Round]] = {"on": [], "off": []}
-            for number in track(range(ROUNDS), f"{clients} clients", console=console):
-                for name in ("on", "off") if number % 2 else ("off", "on"):
-                    use(name)
-                    rounds[name].append(asyncio.run(run_round(server, images, clients)))
-            on, off = summary(rounds["on"]), summary(rounds["off"])
+            measured = on_and_off(server, images, clients, use, rounds=ROUNDS)
+            on, off = measured["on"], measured["off"]
             report["rails"][clients] = {
                 "on": on,
                 "off": off,

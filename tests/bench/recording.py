@@ -6,7 +6,6 @@ requests; the order changes every round. The last line is one JSON object.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import secrets
@@ -16,16 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
 from tests.bench.load import (
     CLIENTS,
-    Round,
     drawings,
+    on_and_off,
     rate,
-    run_round,
-    summary,
     this_service,
 )
 from tests.running import free_port, start, wait_ready
@@ -57,13 +53,8 @@ def main() -> None:
         wait_ready(f"{server.url}/ready", process, folder / "up.log")
         report: dict[str, Any] = {"recording": {}}
         for clients in CLIENTS:
-            asyncio.run(run_round(server, images, clients))  # warm-up
-            rounds: dict[str, list[Round]] = {"on": [], "off": []}
-            for number in track(range(ROUNDS), f"{clients} clients", console=console):
-                for name in ("on", "off") if number % 2 else ("off", "on"):
-                    use(name)
-                    rounds[name].append(asyncio.run(run_round(server, images, clients)))
-            on, off = summary(rounds["on"]), summary(rounds["off"])
+            measured = on_and_off(server, images, clients, use, rounds=ROUNDS)
+            on, off = measured["on"], measured["off"]
             report["recording"][clients] = {
                 "on": on,
                 "off": off,
