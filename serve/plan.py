@@ -73,10 +73,13 @@ async def make_plan(
 ) -> Plan:
     """Everything between the parsed request and the engine.
 
+    The request's id, 32 hexadecimal digits, becomes that of its records and of its review.
+
     Raises:
         ApiError: the request cannot be served; its subclass says why.
     """
     started = time.perf_counter()
+    exchange = str(uuid.UUID(hex=request_id))  # who knows one of its ids finds it by that
     if request.model != MODEL_ID:
         raise NotFound(
             f"This service has one model: {MODEL_ID}.", param="model", code="model_not_found"
@@ -104,8 +107,8 @@ async def make_plan(
         principal=principal,
         created=int(time.time()),
         started=started,
-        audit_id=str(uuid.uuid4()),
-        review_id=str(uuid.uuid4()),
+        audit_id=exchange,
+        review_id=exchange,
         policy=policy,
         template=template,
         answer_format=answer_format,

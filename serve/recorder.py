@@ -111,7 +111,7 @@ class Recorder:
         self.submit(
             Entry(
                 "refusal",
-                str(uuid.uuid4()),
+                str(uuid.UUID(hex=request_id)),
                 body.model_dump_json().encode(),
                 DataKey.new(),
                 new_key=True,

@@ -29,7 +29,7 @@ from serve.local_secrets import with_kept_secrets
 from serve.principals import Principals, Role
 from serve.settings import Settings, load, problems
 
-KEY_VARIABLE = "LLAVA_MED_API_KEY"
+KEY_VARIABLE = "LLAVA_MED_USER_KEY"  # not the service's own, which is a caller's
 errors = Console(stderr=True)
 
 
@@ -67,7 +67,6 @@ def principal_of(settings: Settings, role: Role) -> str:
     if not key:
         fail(f"no key: set {KEY_VARIABLE} to that of somebody with the role {role}")
     try:
-        # The service's own API key is a caller's: it opens nothing here.
         known = Principals.of(api_key=None, admin_key=settings.admin_key, keys=settings.keys)
     except ValueError as error:
         fail(f"nobody has the role {role}: {error}" if settings.keys is None else str(error))
@@ -134,7 +133,10 @@ def told(settings: Settings) -> Iterator[None]:
     except WrongStoreError as error:
         fail(f"{error}: {database(settings)}")
     except UnknownError:
-        fail("there is nothing under this audit_id")
+        fail(
+            "there is nothing under this id. search finds exchanges by their time (--since, "
+            "--until) and, with --kind refusal, what was turned down"
+        )
     except ShreddedError:
         fail("this was shredded: its key is destroyed, and nobody can read it any more")
     except AlteredError:

@@ -43,7 +43,7 @@ from serve.audit.access import (
     told,
 )
 from serve.audit.contents import Contents
-from serve.audit.dossier import Dossier, dossier
+from serve.audit.dossier import Dossier, audit_id_of, dossier
 from serve.audit.opening import checkpoint_folder
 from serve.audit.problems import Progress as Updating
 from serve.audit.records import RequestRecord
@@ -55,7 +55,7 @@ from serve.settings import Settings
 
 app = typer.Typer(
     help="The audit store: who asked what, what was answered, and who looked. Needs the key of "
-    "somebody with the role auditor (retain and rotate-key: admin) in LLAVA_MED_API_KEY, or the "
+    "somebody with the role auditor (retain and rotate-key: admin) in LLAVA_MED_USER_KEY, or the "
     "admin key that a local service keeps in state_dir. Every look is recorded.",
     no_args_is_help=True,
 )
@@ -70,7 +70,14 @@ ConfigOption = Annotated[
     Path | None,
     typer.Option("--config", help="YAML settings file; environment and options win over it."),
 ]
-AuditId = Annotated[str, typer.Argument(help="Of an exchange, as `search` prints it.")]
+ExchangeId = Annotated[
+    str,
+    typer.Argument(
+        metavar="ID",
+        help="Of an exchange: its audit_id or review_id, the id of the response (chatcmpl-...), or "
+        "of its header llava-med-request-id.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="JSON instead of text.")]
 PrincipalOption = Annotated[str | None, typer.Option("--principal", help="Who asked.")]
 TemplateOption = Annotated[
@@ -88,8 +95,6 @@ ActionOption = Annotated[
     str | None, typer.Option("--action", help="What it did: block, redact, flag or escalate.")
 ]
 UrgentOption = Annotated[bool, typer.Option("--urgent", help="Only what was escalated.")]
-ReviewOption = Annotated[str | None, typer.Option("--review-id")]
-RequestOption = Annotated[str | None, typer.Option("--request-id")]
 OutcomeOption = Annotated[
     str | None, typer.Option("--outcome", help="complete, failed or abandoned.")
 ]
@@ -123,8 +128,6 @@ def find(
     rule: RuleOption = None,
     action: ActionOption = None,
     urgent: UrgentOption = False,
-    review_id: ReviewOption = None,
-    request_id: RequestOption = None,
     outcome: OutcomeOption = None,
     kind: Annotated[
         str, typer.Option(help="answer; read: who looked; refusal: what was turned down.")
@@ -148,8 +151,6 @@ def find(
         "rule": rule,
         "action": action,
         "urgent": "yes" if urgent else None,
-        "review_id": review_id,
-        "request_id": request_id,
         "outcome": outcome,
     }
     wanted = _wanted(fields, since, until)
@@ -178,7 +179,7 @@ def find(
 
 @app.command()
 def show(
-    audit_id: AuditId,
+    exchange: ExchangeId,
     images: Annotated[
         Path | None, typer.Option(help="Folder to write its images to, as PNG.")
     ] = None,
@@ -186,6 +187,7 @@ def show(
     config: ConfigOption = None,
 ) -> None:
     """Print everything of one exchange: also what the model said and what was not sent of it."""
+    audit_id = _audit_id(exchange)
     with session(config, Role.AUDITOR) as at:
         at.note("show", of=audit_id)
         with at.store.reading() as connection:
@@ -306,7 +308,8 @@ def verify_store(
             at.note("verify")
             lines = checkpoints.read(checkpoint_folder(settings), at.store.id, public)
             with _progress() as bar:
-                report = verify(at.store.engine, lines, Contents(at.store), _updating(bar))
+                contents = Contents(at.store, at.settings.escalation.max_reminders)
+                report = verify(at.store.engine, lines, contents, _updating(bar))
     if as_json:
         typer.echo(json.dumps({**asdict(report), "sound": report.sound}))
     else:
@@ -466,6 +469,13 @@ def _time(text: str, now: int) -> int:
         fail(f"not a time: {text!r}; a date (2026-05-31), 2026-05-31T08:00, or ago: 12h, 7d, 2w")
     at = at if at.tzinfo else at.replace(tzinfo=UTC)
     return int(at.timestamp() * 1_000_000)
+
+
+def _audit_id(given: str) -> str:
+    try:
+        return audit_id_of(given)
+    except ValueError:
+        fail("that is no id: give an audit_id, a review_id, a request's or a response's id")
 
 
 def _hit(after: str | None) -> Hit | None:

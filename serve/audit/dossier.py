@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -43,6 +44,19 @@ class Dossier:
         """The last record of a kind of which there is one at most."""
         found = self.all(kind)
         return found[-1] if found else None
+
+
+def audit_id_of(given: str) -> str:
+    """The audit_id of an exchange of which any id is known: they are one UUID.
+
+    Args:
+        given: an audit_id, a review_id, or a request's id: 32 hexadecimal digits, with
+            ``chatcmpl-`` before them in a response.
+
+    Raises:
+        ValueError: it is none.
+    """
+    return str(uuid.UUID(given.removeprefix("chatcmpl-")))
 
 
 def dossier(store: Store, connection: Connection, audit_id: str) -> Dossier:

@@ -11,7 +11,9 @@ from sqlalchemy import Connection, select
 
 from serve.audit import schema
 
-Kind = Literal["altered", "missing", "reordered", "cut off", "bad signature", "unopenable"]
+Kind = Literal[
+    "altered", "missing", "reordered", "cut off", "bad signature", "unsigned", "unopenable"
+]
 BATCH = 1000
 BEGINS = frozenset({"request", "refusal", "read"})  # the first record of an exchange
 UNSEALED = frozenset({"open", "shred", "rotate"})  # never shredded

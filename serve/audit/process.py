@@ -17,6 +17,7 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 import time
 from contextlib import suppress
 from typing import Any, NamedTuple
@@ -68,7 +69,9 @@ class WriterProcess(asyncio.Protocol):
         ours, theirs = socket.socketpair()
         command = [sys.executable, "-m", "serve.audit.process", str(theirs.fileno())]
         with theirs:
-            await asyncio.to_thread(subprocess.Popen, command, pass_fds=[theirs.fileno()])
+            child = await asyncio.to_thread(subprocess.Popen, command, pass_fds=[theirs.fileno()])
+        # So that it is nobody's zombie, whenever it ends.
+        threading.Thread(target=child.wait, name="audit-writer-end", daemon=True).start()
         loop = asyncio.get_running_loop()
         transport, _ = await loop.create_connection(lambda: self, sock=ours)
         transport.write(_framed(self._start_with))
@@ -198,7 +201,8 @@ def _write(end: ChainEnd, messages: list[bytes], connection: socket.socket) -> N
 
 def _receive(connection: socket.socket, into: bytearray, *, timeout_s: float | None) -> bool:
     """Waits for more; False: there will be none."""
-    connection.settimeout(timeout_s)
+    # With 0 a socket does not time out: it would block, which is another error.
+    connection.settimeout(None if timeout_s is None else max(timeout_s, 0.001))
     try:
         data = connection.recv(_CHUNK)
     except TimeoutError:

@@ -8,11 +8,11 @@ service writes meanwhile is left to the next time. Shows nothing of what anybody
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
-from itertools import groupby, islice
 from typing import Any
 
 from sqlalchemy import Connection, Engine, Row, func, select, text
@@ -21,6 +21,7 @@ from serve.audit import schema
 from serve.audit.chain import ORIGIN, Link
 from serve.audit.checkpoints import Checkpoint, Head
 from serve.audit.contents import Contents
+from serve.audit.heads import compare, compare_checkpoints
 from serve.audit.problems import (
     BATCH,
     BEGINS,
@@ -34,6 +35,9 @@ from serve.audit.problems import (
 )
 from serve.audit.reading import link_of
 from serve.audit.records import ShredRecord
+
+# A service signs its chain every ``audit.checkpoint_s``, a command at its end.
+_SIGNED_SOON_US = 60 * 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +71,7 @@ class _Tally:
     accounted: int = 0  # exchanges that shred records speak of
     before: int = 0  # the latest of shred records
     newest_shredded: dict[str, Link] = field(default_factory=dict)  # by chain
+    newest_shred: dict[str, Link] = field(default_factory=dict)  # the record of it, by chain
     problems: dict[str, Problem] = field(default_factory=dict)
 
     def found(self, problem: Problem) -> None:
@@ -108,13 +113,15 @@ def verify(
         if contents is not None:
             images = contents.images(connection, tally.found, progress)
             contents.reviews(connection, tally.found)
-    signed, damaged, last = _verify_checkpoints(engine, checkpoints, tally.found, progress)
+            contents.escalations(connection, tally.found)
+    signed = compare_checkpoints(engine, checkpoints, tally.found, progress)
+    _require_signatures(tally, signed.furthest)
     return Report(
         chains=len(ends),
         records=tally.records,
-        checkpoints=signed,
-        damaged_lines=damaged,
-        last_checkpoint=last,
+        checkpoints=signed.compared,
+        damaged_lines=signed.damaged,
+        last_checkpoint=signed.last,
         images=images,
         shredded=tally.shredded,
         unfinished=tally.requests - tally.answers,
@@ -221,6 +228,8 @@ def _placed(wrong: Problem, link: Link, digest: bytes, hashed: bytes, end: int) 
 def _count(connection: Connection, link: Link, payload: bytes | None, tally: _Tally) -> None:
     tally.requests += link.kind == "request"
     tally.answers += link.kind == "answer"
+    if link.kind == "shred":
+        tally.newest_shred[link.writer] = link
     if payload is None:
         return
     try:
@@ -234,7 +243,7 @@ def _count(connection: Connection, link: Link, payload: bytes | None, tally: _Ta
                 Head(writer, seq, bytes.fromhex(hashed), link.at)
                 for writer, (seq, hashed) in json.loads(payload)["heads"].items()
             ]
-            _compare(connection, heads, lambda _head: by, tally.found)
+            compare(connection, heads, lambda _head: by, tally.found)
     except (ValueError, KeyError, TypeError, AttributeError):
         text = "its content is not of the form that this software writes"
         tally.found(Problem("altered", link.writer, link.seq, link.audit_id, text))
@@ -265,74 +274,17 @@ def _account_for_shredded(tally: _Tally) -> None:
         tally.found(Problem("missing", "keys", 0, None, text))
 
 
+def _require_signatures(tally: _Tally, furthest: Mapping[str, int]) -> None:
+    """Whoever destroys content can write what excuses it; only the service can sign that."""
+    for writer, link in tally.newest_shred.items():
+        if furthest.get(writer, 0) >= link.seq:
+            continue
+        said = "it says that content was shredded, and no signed checkpoint covers it"
+        if time.time_ns() // 1000 - link.at < _SIGNED_SOON_US:
+            said += "; it is less than a minute old and may be signed soon: verify again"
+        tally.found(Problem("unsigned", writer, link.seq, link.audit_id, said))
+
+
 def _is_gone(link: Link, found: Found) -> None:
     text = "its content is gone, and no record says that it was shredded"
     found(Problem("missing", link.writer, link.seq, link.audit_id, text))
-
-
-# --- heads that somebody else remembers --------------------------------------------------------
-
-
-def _verify_checkpoints(
-    engine: Engine, checkpoints: Iterable[Checkpoint], found: Found, progress: Progress
-) -> tuple[int, int, int | None]:
-    """How many were compared, how many lines are none, and when the last was signed."""
-    signed, damaged, last = 0, 0, 0
-    remaining = iter(checkpoints)
-    while batch := list(islice(remaining, BATCH)):
-        heads = [one.head for one in batch if one.valid]
-        signed += len(heads)
-        last = max(last, *(head.at for head in heads)) if heads else last
-        # Not the snapshot, which may be older than what was signed.
-        with engine.connect() as connection:
-            _compare(connection, heads, lambda head: f"the checkpoint of {clock(head.at)}", found)
-        for one in batch:
-            if one.valid:
-                continue
-            if one.head.seq == 0:
-                damaged += 1
-                continue
-            text = f"the checkpoint of {clock(one.head.at)} is not signed by this key"
-            found(Problem("bad signature", one.head.writer, one.head.seq, None, text))
-        progress(signed, signed, "checkpoints")
-    return signed, damaged, last or None
-
-
-def _compare(
-    connection: Connection, heads: Iterable[Head], by: Callable[[Head], str], found: Found
-) -> None:
-    """Whether the store has the records that heads name."""
-    table = schema.records
-    for writer, of_writer in groupby(sorted(heads, key=_chain), _chain):
-        named = list(of_writer)
-        query = select(table.c.seq, table.c.hash).where(
-            table.c.writer == writer, table.c.seq.in_({head.seq for head in named})
-        )
-        hashes = {row.seq: bytes(row.hash) for row in connection.execute(query)}
-        for head in named:
-            if head.seq not in hashes:
-                _cut_off(connection, head, by(head), found)
-            elif hashes[head.seq] != head.hash:
-                text = f"{by(head)} names another record {head.seq}: the chain was written anew"
-                found(Problem("altered", writer, head.seq, None, text))
-
-
-def _cut_off(connection: Connection, head: Head, by: str, found: Found) -> None:
-    table = schema.records
-    end = connection.scalar(
-        select(table.c.seq)
-        .where(table.c.writer == head.writer)
-        .order_by(table.c.seq.desc())
-        .limit(1)
-    )
-    if end is None:
-        text = f"{by} names its record {head.seq}; the store has none of it"
-    elif end < head.seq:
-        text = f"{by} names record {head.seq}; the chain ends at {end}"
-    else:
-        return  # a gap, which the walk has told
-    found(Problem("cut off", head.writer, (end or 0) + 1, None, text))
-
-
-def _chain(head: Head) -> str:
-    return head.writer

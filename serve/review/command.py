@@ -24,7 +24,7 @@ from serve.review.views import Summary
 
 app = typer.Typer(
     help="Reviews: what waits for a clinician, and how drafts fare with them. Takes a reviewer's "
-    "key (list) or an auditor's (stats) in LLAVA_MED_API_KEY, else the admin key that a local "
+    "key (list) or an auditor's (stats) in LLAVA_MED_USER_KEY, else the admin key that a local "
     "service keeps in state_dir. Every look is recorded.",
     no_args_is_help=True,
 )

@@ -314,8 +314,10 @@ def _escalation(
 ) -> EscalationView | None:
     if reminders is None:
         return None
+    # The outbox keeps its time until the courier has seen that it is acknowledged.
+    due_at = None if item.acknowledged_at is not None else reminders.next_at
     # What is due at once has a time before all times in the outbox.
-    next_at = None if reminders.next_at is None else max(item.at, reminders.next_at)
+    next_at = None if due_at is None else max(item.at, due_at)
     return EscalationView(
         reasons=reasons,
         sent=reminders.sent,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import uuid
 from collections.abc import AsyncGenerator, Awaitable, Iterator
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -149,6 +150,7 @@ async def test_an_exchange_is_recorded_whole(recorder: Recorder, stream: bool) -
     assert (request.policy, request.model.digest) == (POLICY.id, "0" * 64)
     assert request.turns[-1].text.startswith(SECRET_QUESTION)
     assert request.request_id == response.headers["llava-med-request-id"]
+    assert kept.audit_id == request.review_id == str(uuid.UUID(request.request_id))
     (choice,) = answer.choices
     assert (answer.outcome, choice.raw) == ("complete", ANSWER.strip())
     assert choice.sent.startswith(ANSWER.strip())

@@ -373,12 +373,14 @@ async def test_what_stops_the_reminders_of_an_urgent_item_and_what_does_not(room
     released = (await room.act(claimed.review_id, "release", 2)).json()
     # Nobody looks at it now.
     assert not released["acknowledged"]
+    assert released["escalation"]["next"] == released["created"]
     assert room.row(claimed)["acknowledged_at"] is None
     assert room.row(claimed)["next_at"] is not None
     assert room.row(claimed)["claimant"] is None
 
     seen = (await room.act(known.review_id, "acknowledge", 1)).json()
     assert (seen["state"], seen["acknowledged"]) == ("pending", True)
+    assert seen["escalation"]["next"] is None
     await room.act(known.review_id, "claim", 2)
     await room.act(known.review_id, "release", 3)
     assert room.row(known)["acknowledged_at"] is not None

@@ -169,7 +169,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[R
         secret = next(iter(room.store.keyring._keys.values())).secret
         key = base64.b64encode(secret).decode()
         monkeypatch.setenv("LLAVA_MED_AUDIT__KEY", key)
-        monkeypatch.setenv("LLAVA_MED_API_KEY", key_of("dr-jones"))
+        monkeypatch.setenv("LLAVA_MED_USER_KEY", key_of("dr-jones"))
         yield room, CliRunner()
 
 
@@ -195,7 +195,7 @@ async def test_rates_are_printed_drawn_and_given_as_json(
 ) -> None:
     room, runner = command
     await reviewed(room)
-    monkeypatch.setenv("LLAVA_MED_API_KEY", key_of("data-office"))
+    monkeypatch.setenv("LLAVA_MED_USER_KEY", key_of("data-office"))
     result = runner.invoke(app, ["stats"], env={"COLUMNS": "250"})
     assert result.exit_code == 0, result.output
     assert "25% (5% to 70%) of 4" in result.output
@@ -217,7 +217,7 @@ async def test_a_key_without_the_role_gets_nothing(
 ) -> None:
     room, runner = command
     written = room.write()
-    monkeypatch.setenv("LLAVA_MED_API_KEY", key_of(who))
+    monkeypatch.setenv("LLAVA_MED_USER_KEY", key_of(who))
     for arguments in (["list"], ["stats"]):
         result = runner.invoke(app, arguments)
         assert result.exit_code == 2

@@ -21,6 +21,7 @@ from serve.audit.entries import Blob, Entry
 from serve.audit.opening import checkpoint_folder, open_writer
 from serve.audit.records import (
     AnswerRecord,
+    EscalationRecord,
     Model,
     RecordedChoice,
     RecordedFinding,
@@ -64,10 +65,11 @@ def exchange(
     status: str = "present",
 ) -> tuple[Entry, Entry]:
     """The request and the answer of an exchange, as the service writes them."""
-    audit_id, review_id = str(uuid.uuid4()), str(uuid.uuid4())
+    request_id = uuid.uuid4()
+    audit_id = review_id = str(request_id)
     key = keyring.DataKey.new()
     request = RequestRecord(
-        request_id=str(uuid.uuid4()),
+        request_id=request_id.hex,
         review_id=review_id,
         principal=principal,
         model=Model(id="llava-med", digest="a" * 64),
@@ -119,10 +121,9 @@ def exchange(
         total_s=0.5,
     )
     values = [("kind", "answer"), ("principal", principal), ("finding", finding)]
-    values += [("review_id", review_id), ("request_id", request.request_id)]
     values += [("template", "finding"), ("status", status), ("outcome", "complete")]
-    values += [("model", request.model.id), ("policy", request.policy)]
-    values += [("urgent", "yes"), ("rule", "urgent_finding")] if urgent else []
+    if urgent:
+        values += [("urgent", "yes"), ("rule", "urgent_finding"), ("action", "escalate")]
     ids = {"review_id": review_id, "audit_id": audit_id}
     item = {"state": "pending", "urgent": urgent, "held": False, "version": 1}
     rows: list[tuple[Table, dict[str, Any]]] = []
@@ -186,6 +187,12 @@ class Audited:
                 schema.reviews.select().where(schema.reviews.c.audit_id == audit_id)
             ).one()
         version = row.version + 1
+        at = time.time_ns() // 1000
+        changed: dict[str, int | None] = {"acknowledged_at": row.acknowledged_at or at}
+        if action == "claim":
+            changed["claimant"] = self.store.term("principal", "dr-reader")
+        elif action == "release":  # nobody has acknowledged by hand
+            changed = {"claimant": None, "acknowledged_at": None}
         record = ReviewRecord(
             review_id=row.review_id,
             version=version,
@@ -199,11 +206,26 @@ class Audited:
             connection.execute(
                 schema.reviews.update()
                 .where(schema.reviews.c.review_id == row.review_id)
-                .values(state=state, version=version, detail=detail)
+                .values(state=state, version=version, detail=detail, **changed)
             )
 
         body = record.model_dump_json().encode()
         self.writer.write(Entry("review", audit_id, body, key, within=within)).result(10)
+
+    def escalate(self, audit_id: str) -> None:
+        """Does what the courier does once somebody was told: records it, and counts."""
+        with self.store.reading() as connection:
+            key = self.store.data_key(connection, audit_id)
+        record = EscalationRecord(review_id=audit_id, outcome="sent", attempt=1, status=204)
+
+        def within(connection: Connection) -> None:
+            table = schema.escalations
+            connection.execute(
+                table.update().where(table.c.audit_id == audit_id).values(sent=table.c.sent + 1)
+            )
+
+        body = record.model_dump_json().encode()
+        self.writer.write(Entry("escalation", audit_id, body, key, within=within)).result(10)
 
     def look(self) -> None:
         """Records a look."""
@@ -223,7 +245,7 @@ class Audited:
         assert signing_key is not None
         public = checkpoints.signing_key(signing_key.get_secret_value()).public_key()
         lines = checkpoints.read(checkpoint_folder(self.settings), self.store.id, public)
-        return verify(self.store.engine, lines, Contents(self.store) if with_key else None)
+        return verify(self.store.engine, lines, Contents(self.store, 1) if with_key else None)
 
     def sql(self, statement: str, **values: object) -> int:
         """What somebody does who can change the database."""

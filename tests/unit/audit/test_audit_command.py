@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import uuid
 from hashlib import sha256
 from pathlib import Path
 
@@ -60,7 +61,7 @@ class Command:
 
     def __call__(self, *arguments: str, key: str | None = AUDITOR, **more: str) -> Result:
         environment: dict[str, str | None] = {**self.environment, **more}
-        environment["LLAVA_MED_API_KEY"] = key
+        environment["LLAVA_MED_USER_KEY"] = key
         return CliRunner().invoke(app, arguments, env=environment)
 
 
@@ -144,6 +145,24 @@ def test_what_strangers_wrote_is_never_obeyed_by_the_terminal(
         assert "\\x1b[31m" in audit(*command).stdout
 
 
+@pytest.mark.parametrize("form", ["{}", "{.hex}", "chatcmpl-{.hex}"])
+def test_an_exchange_is_shown_by_any_of_its_ids(
+    audit: Command, exchanges: list[str], form: str
+) -> None:
+    shown = audit("show", form.format(uuid.UUID(exchanges[1])), "--json")
+    assert json.loads(shown.stdout)["audit_id"] == exchanges[1]
+    reads = lines(audit("search", "--kind", "read", "--json"))
+    assert reads[1]["of"] == exchanges[1]
+
+
+def test_what_is_no_id_or_nobodys_is_told_apart(audit: Command, exchanges: list[str]) -> None:
+    for given, says in (("chatcmpl-7", "no id"), (str(uuid.uuid4()), "--since")):
+        result = audit("show", given)
+        assert result.exit_code == 2
+        assert says in result.stderr
+        assert result.stdout == ""
+
+
 def test_show_writes_images(audit: Command, exchanges: list[str], tmp_path: Path) -> None:
     folder = tmp_path / "images"
     assert audit("show", exchanges[0], "--images", str(folder), "--json").exit_code == 0
@@ -214,6 +233,18 @@ def test_verify_fails_and_says_where(audit: Command, exchanges: list[str]) -> No
     assert result.exit_code == 1
     assert "ALTERED" in result.stdout
     assert exchanges[1] in result.stdout
+
+
+def test_verify_knows_how_often_somebody_is_to_be_told(audit: Command) -> None:
+    service = audit.service()
+    urgent = service.write(urgent=True)
+    service.escalate(urgent)
+    service.sql("UPDATE escalations SET next_at = NULL")
+    close(service)
+    assert audit("verify", LLAVA_MED_ESCALATION__MAX_REMINDERS="0").exit_code == 0
+    result = audit("verify", LLAVA_MED_ESCALATION__MAX_REMINDERS="1")
+    assert result.exit_code == 1
+    assert "nobody is told any more" in result.stdout
 
 
 def test_status_counts(audit: Command, exchanges: list[str]) -> None:
@@ -315,7 +346,7 @@ def test_a_key_in_the_environment_is_told_what_to_set(audit: Command, exchanges:
     ("command", "roles"),
     [
         (("search",), {AUDITOR, ADMIN}),
-        (("show", "0" * 36), {AUDITOR, ADMIN}),
+        (("show", "0" * 32), {AUDITOR, ADMIN}),
         (("export", "nowhere/x.parquet"), {AUDITOR, ADMIN}),
         (("verify",), {AUDITOR, ADMIN}),
         (("status",), {AUDITOR, ADMIN}),
@@ -375,7 +406,7 @@ def test_without_any_key_it_is_said_which_to_set(on_a_file: Command) -> None:
     (on_a_file.folder / "admin-key").unlink()
     result = on_a_file("search", key=None)
     assert result.exit_code == 2
-    assert "LLAVA_MED_API_KEY" in result.stderr
+    assert "LLAVA_MED_USER_KEY" in result.stderr
 
 
 def test_the_kept_admin_key_is_used_where_none_is_given(on_a_file: Command) -> None:

@@ -7,6 +7,9 @@ import dataclasses
 import json
 import os
 import sqlite3
+import time
+import uuid
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -15,11 +18,13 @@ from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
 from serve.audit import checkpoints, reading, schema
-from serve.audit.chain import Link
+from serve.audit.chain import ORIGIN, Link
 from serve.audit.contents import Contents
 from serve.audit.keyring import Keyring
-from serve.audit.opening import checkpoint_folder
+from serve.audit.opening import checkpoint_folder, open_writer
 from serve.audit.problems import Problem
+from serve.audit.records import ShredRecord
+from serve.audit.retention import shred
 from serve.audit.verify import verify
 from tests.unit.audit.conftest import Audited, Clock
 
@@ -318,6 +323,175 @@ def test_progress_is_told(audited: Audited) -> None:
     )
     assert (12, 12, "records") in seen
     assert (4, 4, "images") in seen
+
+
+# --- made-up shredding -------------------------------------------------------------------------
+
+DAY_US = 86_400 * 1_000_000
+
+
+def destroyed(audited: Audited, audit_id: str) -> None:
+    """Content and key are gone, as if they had been shredded."""
+    for statement in (
+        "UPDATE records SET payload = NULL WHERE audit_id = :id",
+        "UPDATE keys SET wrapped = NULL WHERE audit_id = :id",
+    ):
+        assert audited.sql(statement, id=audit_id) > 0
+
+
+def forged_shredding(audited: Audited, at: int) -> str:
+    """A chain that says somebody shredded an exchange, as good as anybody without keys can."""
+    writer, previous = uuid.uuid4().hex, ORIGIN
+    shred = ShredRecord(principal="retention", before=at, exchanges=1, blobs=0)
+    bodies = {"open": b'{"writer":{},"former":"","heads":{}}', "shred": shred.model_dump_json()}
+    with audited.store.engine.begin() as connection:
+        connection.execute(schema.writers.insert().values(writer=writer, at=at))
+        for seq, (kind, body) in enumerate(bodies.items(), 1):
+            payload = body if isinstance(body, bytes) else body.encode()
+            link = Link(writer, seq, at, kind, str(uuid.uuid4()), previous)
+            digest = sha256(payload).digest()
+            values = {name: getattr(link, name) for name in ("writer", "seq", "at", "kind")}
+            values |= {"audit_id": link.audit_id, "previous": previous, "digest": digest}
+            previous = link.hash(digest)
+            connection.execute(
+                schema.records.insert().values(**values, hash=previous, payload=payload)
+            )
+    return writer
+
+
+@pytest.mark.parametrize(("age_us", "young"), [(0, True), (2 * DAY_US, False)])
+def test_a_made_up_shredding_is_told_since_nobody_signed_it(
+    audited: Audited, clock: Clock, age_us: int, young: bool
+) -> None:
+    clock.set_back(days=5)
+    destroyed(audited, filled(audited)[0])
+    writer = forged_shredding(audited, time.time_ns() // 1000 - age_us)
+    for with_key in (True, False):
+        problem = only(audited, with_key=with_key)
+        assert (problem.kind, problem.chain, problem.seq) == ("unsigned", writer, 2)
+        assert ("verify again" in problem.text) is young
+
+
+def test_a_made_up_shredding_in_a_chain_of_ours_is_told(audited: Audited, clock: Clock) -> None:
+    """Checkpoints of the chain from before it do not cover it."""
+    clock.set_back(days=5)
+    destroyed(audited, filled(audited)[0])
+    ours, end = chain_of(audited)
+    forged_shredding(audited, time.time_ns() // 1000)
+    with audited.store.engine.begin() as connection:
+        table = schema.records
+        last = connection.execute(
+            table.select().where(table.c.writer == ours, table.c.seq == end)
+        ).one()
+        forged = connection.execute(table.select().where(table.c.kind == "shred")).one()
+        link = Link(ours, end + 1, forged.at, "shred", forged.audit_id, bytes(last.hash))
+        connection.execute(table.delete().where(table.c.writer == forged.writer))
+        connection.execute(
+            table.insert().values(
+                writer=ours,
+                seq=link.seq,
+                at=link.at,
+                kind=link.kind,
+                audit_id=link.audit_id,
+                previous=link.previous,
+                digest=forged.digest,
+                hash=link.hash(bytes(forged.digest)),
+                payload=forged.payload,
+            )
+        )
+        connection.execute(schema.writers.delete().where(schema.writers.c.writer != ours))
+    problem = only(audited)
+    assert (problem.kind, problem.chain, problem.seq) == ("unsigned", ours, end + 1)
+
+
+def test_a_shredding_is_sound_once_its_chain_is_signed(audited: Audited, clock: Clock) -> None:
+    clock.set_back(days=5)
+    audited.write()
+    audited.writer.close()
+    clock.set_back(days=0)
+    rarely = audited.settings.audit.model_copy(update={"checkpoint_s": 3600.0})
+    writer = open_writer(
+        audited.store, audited.settings.model_copy(update={"audit": rarely}), "review"
+    )
+    try:
+        reading.note(audited.store, writer, "an-auditor", "search").result(10)
+        before = time.time_ns() // 1000 - 2 * DAY_US
+        shred(audited.store, writer, "retention", before, open_too=True)
+        problem = only(audited)
+        assert problem.kind == "unsigned"
+        assert "verify again" in problem.text
+    finally:
+        writer.close()
+    report = audited.verify()
+    assert report.sound, report.problems
+    assert report.shredded == 1
+
+
+def test_without_its_checkpoints_a_shredding_is_nobodys(audited: Audited, clock: Clock) -> None:
+    clock.set_back(days=5)
+    audited.write()
+    clock.set_back(days=0)
+    before = time.time_ns() // 1000 - 2 * DAY_US
+    shred(audited.store, audited.writer, "me", before, open_too=True, sure=True)
+    assert audited.signed().sound
+    for file in checkpoint_folder(audited.settings).iterdir():
+        file.unlink()
+    assert only(audited).kind == "unsigned"
+
+
+# --- the queue ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "reviews SET owner = owner + 1",
+        "reviews SET held = (1 = 1)",
+        "reviews SET acknowledged_at = at",
+        "reviews SET claimant = 5",
+        "escalations SET next_at = NULL",
+        "escalations SET next_at = NULL, sent = 13",
+        "escalations SET next_at = -1",
+    ],
+)
+def test_a_queue_that_was_changed_is_told(audited: Audited, change: str) -> None:
+    """Else somebody could make a draft theirs, or have nobody told of an urgent one."""
+    urgent = audited.write(urgent=True)
+    assert audited.signed().sound
+    assert audited.sql(f"UPDATE {change} WHERE audit_id = :id", id=urgent) == 1
+    problem = only(audited)
+    assert (problem.kind, problem.audit_id) == ("altered", urgent)
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["acknowledged_at = NULL", "claimant = NULL", "claimant = owner"],
+)
+def test_what_a_reviewer_did_cannot_be_taken_back_unseen(audited: Audited, change: str) -> None:
+    reviewed = filled(audited)[1]
+    audited.sql(f"UPDATE reviews SET {change} WHERE audit_id = :id", id=reviewed)
+    assert (only(audited).kind, only(audited).audit_id) == ("altered", reviewed)
+
+
+def test_what_was_released_is_nobodys_and_acknowledged_by_nobody(audited: Audited) -> None:
+    released = audited.write(urgent=True)
+    audited.review(released, "claim", "claimed")
+    audited.review(released, "release", "pending")
+    report = audited.signed()
+    assert report.sound, report.problems
+    audited.sql("UPDATE reviews SET acknowledged_at = at")
+    assert only(audited).kind == "altered"
+
+
+def test_after_all_reminders_nobody_has_to_be_told(audited: Audited) -> None:
+    """Two of them, since these stores are verified with one reminder."""
+    urgent = audited.write(urgent=True)
+    for _ in range(2):
+        audited.sql("UPDATE escalations SET next_at = NULL")
+        assert only(audited).chain == "escalations"
+        audited.escalate(urgent)
+    report = audited.signed()
+    assert report.sound, report.problems
 
 
 def _public(audited: Audited) -> checkpoints.Ed25519PublicKey:

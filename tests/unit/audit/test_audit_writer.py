@@ -18,6 +18,7 @@ from sqlalchemy import Connection, text
 
 from serve.audit import checkpoints, keyring, reading
 from serve.audit.checkpoints import Checkpoints
+from serve.audit.committing import ChainEnd
 from serve.audit.entries import AuditUnavailableError, Entry, RefusedError
 from serve.audit.opening import open_writer
 from serve.audit.store import open_store
@@ -122,7 +123,7 @@ def test_checkpoints_that_cannot_be_written_lose_no_record(
     signed = Checkpoints(
         tmp_path / "in the way", audited.store.id, _signing_key(audited), interval_s=0.05
     )
-    writer = Writer(audited.store, signed, lambda: b"{}")
+    writer = Writer(ChainEnd(audited.store, signed, lambda: b"{}"))
     try:
         writer.write(entry()).result(10)
         writer.write(entry()).result(10)
