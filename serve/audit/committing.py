@@ -59,13 +59,13 @@ class ChainEnd:
         """
         try:
             links = self._commit(entries)
-            if any(entry.kind == "shred" for entry in entries):
-                self.sign(now=True)  # what accounts for missing content must not be in doubt itself
-            return links
         except Exception as error:  # whatever it is: nothing was written
             logger.error("audit store: %s", type(error).__name__)
             self._drop_connection()
             return [AuditUnavailableError()] * len(entries)
+        if any(entry.kind == "shred" for entry in entries):
+            self.sign(now=True)  # what accounts for missing content must not be in doubt itself
+        return links
 
     def sign(self, *, now: bool = False) -> None:
         """Signs the chain's head if it is time to, or ``now``."""
