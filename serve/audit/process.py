@@ -135,8 +135,12 @@ class WriterProcess(asyncio.Protocol):
             self._restarting = loop.create_task(self._restart())
 
     async def _restart(self) -> None:
-        await asyncio.sleep(_RESTART_S)
-        await self.start()
+        while self._transport is None and not self._closed:
+            await asyncio.sleep(_RESTART_S)
+            try:
+                await self.start()
+            except OSError as error:  # no memory, or no process, to be had just now
+                logger.error("no audit writer: %s", type(error).__name__)
 
     def _sent(self, number: int, entry: Entry) -> tuple[Any, ...]:
         """An entry as it is sent: tables by name, and no image that is there already."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from typing import Any
+from uuid import UUID
 
 import pytest
 from openai import OpenAI
@@ -49,7 +50,7 @@ def test_a_closed_question_gets_the_finding_template_unasked(client: OpenAI) -> 
     assert rails["label"] == DRAFT_LABEL
     assert rails["finding"]["status"] in ("present", "absent", "indeterminate")
     assert rails["finding"]["explanation"] in content
-    assert rails["review_id"] != rails["audit_id"]
+    assert rails["review_id"] == rails["audit_id"] == str(UUID(answer.id.removeprefix("chatcmpl-")))
     assert answer.usage is not None
     assert answer.usage.prompt_tokens > 576
     assert answer.choices[0].finish_reason == "stop"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import threading
 from collections.abc import Iterator
 
@@ -14,7 +13,6 @@ from guardrails import policy
 from serve.phantom.draw import Phantom, draw
 from tests.e2e.conftest import Stack
 from tests.e2e.images import ask
-from tests.running import LLAVA_MED
 
 MODEL = "llava-med"
 COLLAPSED = draw(Phantom(pneumothorax="left"), seed=3)
@@ -34,22 +32,16 @@ def client(stack: Stack) -> OpenAI:
     return stack.openai()
 
 
-def _reload(stack: Stack, text: str) -> subprocess.CompletedProcess[str]:
-    stack.policy.write_text(text)
-    command = [str(LLAVA_MED), "policy", "reload", "--port", str(stack.port)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
-
-
 @pytest.fixture
 def blocking(stack: Stack) -> Iterator[None]:
     """A policy that does not let the phantom describe a pneumothorax, which it makes urgent."""
     text = policy.read().replace("rules:\n", RIM_RULE, 1)
     text = text.replace("  - name: pneumothorax\n", "  - name: pneumothorax\n    urgent: true\n")
-    done = _reload(stack, text)
+    done = stack.reload(text)
     assert done.returncode == 0, done.stderr
     assert policy.parse(text).id in done.stdout.replace("\n", "")
     yield
-    assert _reload(stack, policy.read()).returncode == 0
+    assert stack.reload(policy.read()).returncode == 0
 
 
 def test_every_answer_names_the_policy_that_it_passed(client: OpenAI) -> None:
@@ -94,7 +86,10 @@ def test_a_blocked_answer_ends_before_the_match_streamed_or_not(
     assert "rim" not in streamed
     for rails in (answer.model_extra["guardrails"], chunks[-1].model_extra["guardrails"]):
         assert rails["finding"]["status"] == "present"
-        assert rails["escalation"] == {"reasons": ["pneumothorax"]}
+        assert rails["escalation"] == {
+            "action": "escalate to urgent human review",
+            "reasons": ["pneumothorax"],
+        }
         assert "rim" in [verdict["rule"] for verdict in rails["verdicts"]]
 
 
@@ -113,7 +108,7 @@ def test_every_choice_and_json_are_guarded(client: OpenAI) -> None:
 
 def test_a_policy_that_is_not_fit_for_use_changes_nothing(client: OpenAI, stack: Stack) -> None:
     broken = policy.read().replace("action", "actoin", 1).replace("input: block", "input: stop", 1)
-    done = _reload(stack, broken)
+    done = stack.reload(broken)
     assert done.returncode == 1
     assert "policy.yaml:" in done.stderr
     answer = client.chat.completions.create(model=MODEL, messages=QUESTION)
@@ -143,8 +138,8 @@ def test_no_request_fails_while_the_policy_changes(stack: Stack) -> None:
         thread.start()
     changed = policy.read().replace("version: 1", "version: 2", 1)
     try:
-        assert _reload(stack, changed).returncode == 0
-        assert _reload(stack, policy.read()).returncode == 0
+        assert stack.reload(changed).returncode == 0
+        assert stack.reload(policy.read()).returncode == 0
     finally:
         stop.set()
         for thread in threads:

@@ -40,17 +40,8 @@ def _body(*parts: dict[str, Any], **fields: Any) -> dict[str, Any]:
     return {"model": "llava-med", "max_tokens": 8, "messages": message(QUESTION, *parts)} | fields
 
 
-def _replica(stack: Stack, name: str) -> psutil.Process:
-    (found,) = (
-        process
-        for process in processes.ours(run_dir(stack.port))
-        if process.cmdline()[:1] and process.cmdline()[0].startswith(f"ray::ServeReplica:{name}")
-    )
-    return found
-
-
 def _intake(stack: Stack) -> psutil.Process:
-    return _replica(stack, "llava-med:ImageIntake")
+    return stack.replica("llava-med:ImageIntake")
 
 
 def _client(stack: Stack) -> httpx.AsyncClient:
@@ -160,7 +151,7 @@ async def test_images_do_not_keep_the_event_loop_from_running(stack: Stack) -> N
     png, jpeg = (base64.b64decode(data_url(chest, kind).split(",")[1]) for kind in ("PNG", "JPEG"))
     stream = _body(part(draw(Phantom(), seed=3)), stream=True, max_tokens=64)
     # The other processes give way, so that what is measured is this one.
-    mine = _replica(stack, "llava-med:LlavaMedServer")
+    mine = stack.replica("llava-med:LlavaMedServer")
     others = [one for one in processes.ours(run_dir(stack.port)) if one.pid != mine.pid]
     for process in others:
         process.nice(19)
