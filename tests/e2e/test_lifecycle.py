@@ -30,7 +30,11 @@ def test_every_port_of_the_service_is_on_loopback(stack: Stack) -> None:
 
 
 def test_the_log_shows_phases_and_a_call_but_no_key(stack: Stack) -> None:
-    log = stack.log.read_text()
+    deadline = time.monotonic() + 30
+    # /ready answers before `up` has said so.
+    while "Stop with Ctrl-C" not in (log := stack.log.read_text()):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
     for phase in ("checkpoint", "Ray", "engine", "first token", "curl", "from openai import"):
         assert phase in log
     assert not [secret for secret in stack.secrets() if secret in log]
