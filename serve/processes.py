@@ -1,8 +1,8 @@
 """Finds and ends the processes of a local service, whoever their parent is by now.
 
 Ray's workers rename themselves and vLLM's engine outlives a killed parent, so neither names nor
-parents say whose a process is. What stays: everything we start writes its output into, or was
-started with a path in, our run folder.
+parents say whose a process is. What stays: everything we start writes its output into, or has in its
+command line or environment a path in, our run folder.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ def ours(run_dir: Path) -> list[psutil.Process]:
 def _belongs(pid: int, marker: bytes) -> bool:
     proc = Path("/proc", str(pid))
     try:
-        if marker in (proc / "cmdline").read_bytes():
+        # Ray's agents write into pipes, and a title over their command line.
+        if any(marker in (proc / name).read_bytes() for name in ("cmdline", "environ")):
             return True
         return any(
             str((proc / "fd" / descriptor).readlink()).encode().startswith(marker)

@@ -11,7 +11,7 @@ import psutil
 
 from serve import processes
 from serve.local import run_dir
-from tests.e2e.conftest import Stack
+from tests.e2e.conftest import Stack, left_behind
 from tests.running import free_port, start
 
 
@@ -60,12 +60,13 @@ def test_a_killed_service_is_cleaned_up_by_down(tmp_path: Path) -> None:
         while "Ray" not in log.read_text() and time.monotonic() < deadline:
             time.sleep(0.2)
         assert len(processes.ours(run_dir(port))) > 3
+        assert len(left_behind(port)) > 3
     finally:
         process.kill()
         process.wait()
         llava_med = Path(sys.executable).with_name("llava-med")
         subprocess.run([llava_med, "down", "--port", str(port)], check=True, timeout=60)
-    assert processes.ours(run_dir(port)) == []
+    assert left_behind(port) == []
     assert processes.port_is_free("127.0.0.1", port)
     assert not run_dir(port).exists()
 
