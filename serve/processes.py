@@ -1,8 +1,8 @@
 """Finds and ends the processes of a local service, whoever their parent is by now.
 
 Ray's workers rename themselves and vLLM's engine outlives a killed parent, so neither names nor
-parents say whose a process is. What stays: everything we start writes its output into, or has in its
-command line or environment a path in, our run folder.
+parents say whose a process is. What stays: everything we start writes its output into our run
+folder, or has a path in it in its command line or environment.
 """
 
 from __future__ import annotations
