@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import Awaitable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import fields
 from functools import lru_cache
@@ -149,7 +149,7 @@ class Recorder:
         """
         await self._taken(entry)
 
-    def _taken(self, entry: Entry) -> Awaitable[None]:
+    def _taken(self, entry: Entry) -> _Durable:
         try:
             return _Durable(asyncio.wrap_future(self._writer.write(entry)), entry.kind)
         except AuditUnavailableError:
@@ -205,6 +205,15 @@ class _Durable:
             raise AuditUnavailable() from None
         metrics.recorded(self._kind, time.perf_counter() - self._started)
 
+    def then(self, follow: Callable[[], None]) -> None:
+        """Calls once the entry is on disk, and never where it is not, or nobody knows."""
+
+        def done(written: asyncio.Future[Any]) -> None:
+            if not written.cancelled() and written.exception() is None:
+                follow()
+
+        self._written.add_done_callback(done)
+
 
 class Recording:
     """A request that is on record. Whatever ends it, its answer's record follows.
@@ -216,9 +225,7 @@ class Recording:
         await recording.answered()
     """
 
-    def __init__(
-        self, recorder: Recorder, plan: Plan, key: DataKey, durable: Awaitable[None]
-    ) -> None:
+    def __init__(self, recorder: Recorder, plan: Plan, key: DataKey, durable: _Durable) -> None:
         self.durable = durable  # the request: the engine starts only after it
         self.choices: Sequence[Choice] = ()
         self._recorder, self._plan, self._key = recorder, plan, key
@@ -255,9 +262,11 @@ class Recording:
             return
         if isinstance(error, Exception):
             code = error.code if isinstance(error, ApiError) else ApiError.code
-            self._recorder.submit(self._entry("failed", code))
+            entry = self._entry("failed", code)
         else:  # the client has left
-            self._recorder.submit(self._entry("abandoned", None))
+            entry = self._entry("abandoned", None)
+        # An answer without its request could not be read: its key is stored with the request.
+        self.durable.then(lambda: self._recorder.submit(entry))
 
     def _entry(self, outcome: Outcome, error: str | None) -> Entry:
         choices = [_choice(choice) for choice in self.choices]

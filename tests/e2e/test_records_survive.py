@@ -112,7 +112,8 @@ def check(settings: Settings, load_: Load) -> None:
         urgent = set(connection.scalars(select(schema.escalations.c.audit_id)))
     delivered = set(load_.delivered)
     assert len(delivered) == len(load_.delivered)
-    assert delivered <= answers <= requests
+    assert delivered <= answers
+    assert answers <= requests
     assert delivered <= queue
     assert queue == urgent
     report = verified(store, settings)

@@ -7,6 +7,7 @@ import base64
 import json
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -20,6 +21,7 @@ from sqlalchemy import select, text
 from guardrails import policy
 from guardrails.templates import ESCALATION_LINE
 from serve.audit import reading, schema
+from serve.audit.entries import AuditUnavailableError, Entry
 from serve.audit.records import AnswerRecord, RefusalRecord
 from serve.edge import build_edge
 from serve.engine import Output, Prompt, Sampling, Step
@@ -27,7 +29,7 @@ from serve.errors import Unavailable
 from serve.principals import Principals
 from serve.recorder import Recorder
 from serve.settings import load
-from tests.unit.recording import recorder_in
+from tests.unit.recording import MODEL, recorder_in
 from tests.unit.taking_images import images
 
 KEY = "unit-test-key-0123456789"
@@ -209,6 +211,29 @@ async def test_without_a_record_the_engine_does_not_start(recorder: Recorder, st
     response = await ask(engine, stream=stream)
     assert (response.status_code, response.json()["error"]["code"]) == (503, "audit_unavailable")
     assert response.headers["retry-after"]
+
+
+class NoRequests:
+    """A store that is back just after it has lost a request."""
+
+    def __init__(self) -> None:
+        self.kinds: list[str] = []
+
+    def write(self, entry: Entry) -> Future[None]:
+        self.kinds.append(entry.kind)
+        written: Future[None] = Future()
+        if entry.kind == "request":
+            written.set_exception(AuditUnavailableError())
+        else:
+            written.set_result(None)
+        return written
+
+
+async def test_a_request_that_is_not_on_record_has_no_answer_there(recorder: Recorder) -> None:
+    writer = NoRequests()
+    response = await ask(Engine(Recorder(recorder.store, writer, MODEL)))
+    assert response.json()["error"]["code"] == "audit_unavailable"
+    assert writer.kinds == ["request"]
 
 
 @pytest.mark.parametrize("stream", [False, True])
