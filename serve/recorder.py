@@ -31,6 +31,7 @@ from serve.audit.records import AnswerRecord, Model, Outcome, RecordedChoice, Re
 from serve.audit.store import Store
 from serve.engine import Sampling
 from serve.errors import ApiError, AuditUnavailable
+from serve.escalation import outbox
 from serve.images import TakenImage
 from serve.plan import Plan
 
@@ -86,16 +87,18 @@ class Recorder:
             AuditUnavailable: the store takes nothing; the engine must not start.
         """
         key = DataKey.new()
-        body = _request(plan, self._model, [self._recorded(image) for image in plan.images])
+        files = [self._files(image) for image in plan.images]
+        images = [_recorded(*pair) for pair in zip(plan.images, files, strict=True)]
+        body = _request(plan, self._model, images)
         entry = Entry(
             "request",
             plan.audit_id,
             body.model_dump_json().encode(),
             key,
             new_key=True,
-            blobs=tuple(blob for image in plan.images for blob in self._blobs(image)),
+            blobs=tuple(blob for of_image in files for blob in of_image),
         )
-        return Recording(self, plan, key, self._taken(entry))
+        return Recording(self, plan, key, self.taken(entry))
 
     def refused(self, request_id: str, principal: str, error: ApiError) -> None:
         """Records a request that was turned down, without its text; nobody waits for it."""
@@ -131,7 +134,9 @@ class Recorder:
             owner = self.store.term("principal", plan.principal)
             rows.append((schema.reviews, {**ids, **item, "owner": owner}))
             if urgent:
-                rows.append((schema.escalations, {**ids, "next_at": 0, "sent": 0, "failed": 0}))
+                rows.append(
+                    (schema.escalations, {**ids, "next_at": outbox.NEW, "sent": 0, "failed": 0})
+                )
         return Entry(
             "answer",
             plan.audit_id,
@@ -141,15 +146,12 @@ class Recorder:
             rows=tuple(rows),
         )
 
-    async def written(self, entry: Entry) -> None:
-        """Returns once an entry is on disk.
+    def taken(self, entry: Entry) -> _Durable:
+        """Hands over an entry; who awaits what this returns goes on once it is on disk.
 
         Raises:
-            AuditUnavailable: it is not, or nobody knows.
+            AuditUnavailable: it is not, or nobody knows; at once, or when it is awaited.
         """
-        await self._taken(entry)
-
-    def _taken(self, entry: Entry) -> _Durable:
         try:
             return _Durable(asyncio.wrap_future(self._writer.write(entry)), entry.kind)
         except AuditUnavailableError:
@@ -173,21 +175,11 @@ class Recorder:
     def _terms(self, values: Iterable[tuple[str, str]]) -> tuple[int, ...]:
         return tuple(self._term(name, value) for name, value in values)
 
-    def _recorded(self, taken: TakenImage) -> records.RecordedImage:
-        square, *picture = (
-            self.store.blob_name_of(digest).hex() for digest in taken.prepared.png_digests
+    def _files(self, taken: TakenImage) -> tuple[Blob, ...]:
+        """What the model saw, and the picture for reviewers, if there is one."""
+        return tuple(
+            Blob(self.store.blob_name_of(digest), file) for file, digest in taken.prepared.pngs
         )
-        return records.RecordedImage(
-            digest=taken.prepared.digest,
-            square=square,
-            picture=picture[0] if picture else None,
-            instance=taken.prepared.instance,
-            note=taken.note,
-        )
-
-    def _blobs(self, taken: TakenImage) -> Iterable[Blob]:
-        for file, digest in taken.prepared.pngs:
-            yield Blob(self.store.blob_name_of(digest), file)
 
 
 class _Durable:
@@ -247,7 +239,7 @@ class Recording:
             AuditUnavailable: it is not on disk; the end must not leave.
         """
         self._ended = True
-        await self._recorder.written(self._entry("complete", None))
+        await self._recorder.taken(self._entry("complete", None))
 
     def __enter__(self) -> Self:
         return self
@@ -319,6 +311,17 @@ def _request(plan: Plan, model: Model, images: Sequence[records.RecordedImage]) 
     )
 
 
+def _recorded(taken: TakenImage, files: Sequence[Blob]) -> records.RecordedImage:
+    square, *picture = (file.name.hex() for file in files)
+    return records.RecordedImage(
+        digest=taken.prepared.digest,
+        square=square,
+        picture=picture[0] if picture else None,
+        instance=taken.prepared.instance,
+        note=taken.note,
+    )
+
+
 def _sampling(sampling: Sampling) -> records.RecordedSampling:
     values = {field.name: getattr(sampling, field.name) for field in fields(sampling)}
     return records.RecordedSampling(**values)
@@ -361,7 +364,8 @@ def _searchable(
         yield "status", finding.status
     if body.escalation:
         yield "urgent", "yes"
-    verdicts = (*_verdicts(plan.verdicts), *(v for c in body.choices for v in c.verdicts))
+    verdicts: list[Verdict | records.RecordedVerdict] = [*plan.verdicts]
+    verdicts += (verdict for choice in body.choices for verdict in choice.verdicts)
     for verdict in verdicts:
         yield "rule", verdict.rule
         yield "action", verdict.action
